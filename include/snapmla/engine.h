@@ -1,0 +1,125 @@
+// Engine: decodes whole MLA models with continuous batching over a paged latent cache.
+//
+// A request is submitted, joins the running batch at the next step when pages are free, yields one event a
+// generated token, and leaves on a stop token, a stop string, its length limit, or cancel. Out of pages, a
+// request waits; it is never lost and never answered wrongly. One thread drives an Engine at a time (no call
+// is thread-safe); several engines may live side by side.
+//
+// Example (compiled and run by tests/core/headers_test.cc with the bundled model):
+//
+//     snapmla::Engine engine({.model_dir = "models/tiny-mla"});
+//     engine.submit({.prompt = "In the beginning", .max_tokens = 32});
+//     while (!engine.idle())
+//       for (const snapmla::TokenEvent& event : engine.step()) std::cout << event.text;
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "snapmla/format.h"
+
+namespace snapmla {
+
+class Backend;
+class Tokenizer;     // src/engine/tokenizer.h
+struct ModelConfig;  // src/model/config.h
+
+struct EngineOptions {
+  std::string model_dir{};     ///< a Hugging Face folder: config.json, safetensors, tokenizer.json
+  Backend* backend = nullptr;  ///< null: cuda() where supported, else reference()
+  CacheFormat cache_format = CacheFormat::kFp8;
+  ScaleRule scale_rule = ScaleRule::kPowerOfTwo;
+  int max_seq_len = 0;         ///< prompt + generated tokens of one request; 0: the model's own maximum
+  int max_batch = 8;           ///< requests decoded together, at most 4096
+  std::int64_t num_pages = 0;  ///< pages in the pool (each serves all layers); 0: enough for one request of
+                               ///< max_seq_len or for max_batch requests of 4,096 tokens, whichever is more
+  int prefill_chunk = 512;     ///< prompt tokens a step at most, at least 1; changes speed, never results
+};
+
+struct SamplingParams {
+  float temperature = 0;   ///< 0: greedy; else logits / temperature; finite, >= 0
+  int top_k = 0;           ///< keep the k most likely; 0: all
+  float top_p = 1;         ///< keep the smallest set whose probability reaches top_p; in (0, 1]
+  std::uint64_t seed = 0;  ///< same seed, same request, same text, whatever else is in the batch
+};
+
+struct Request {
+  std::string prompt{};  ///< text, encoded with the model's tokenizer; or give `prompt_tokens`
+  std::vector<std::int32_t> prompt_tokens{};  ///< token ids; wins over `prompt` if not empty
+  int max_tokens = 128;                       ///< generated tokens at most, at least 1
+  SamplingParams sampling{};
+  std::vector<std::string> stop{};  ///< the text ends before the first of these
+  bool ignore_eos = false;          ///< go on past the model's stop tokens
+  std::vector<std::int32_t>
+      forced_tokens;           ///< teacher forcing: generated token i is forced_tokens[i], not a sample
+  bool return_logits = false;  ///< events carry the full logits row the token was chosen from
+};
+
+using RequestId = std::int64_t;
+
+enum class FinishReason : std::uint8_t { kNone, kStop, kLength, kCancelled };
+
+/// "none", "stop", "length", "cancelled".
+const char* to_string(FinishReason reason) noexcept;
+
+struct TokenEvent {
+  RequestId request = 0;
+  std::int32_t token = -1;      ///< the generated token; -1 in an event that only finishes (cancel)
+  std::string text{};           ///< complete UTF-8 text that became final with this token; may be empty
+  double logprob = 0;           ///< ln probability of `token` under the model (before temperature and cuts)
+  std::vector<float> logits{};  ///< [vocab] if asked for
+  FinishReason finish = FinishReason::kNone;  ///< not kNone in the request's last event
+};
+
+struct EngineStats {
+  std::int64_t prompt_tokens = 0;     ///< tokens prefilled so far
+  std::int64_t generated_tokens = 0;  ///< tokens emitted so far
+  double prefill_seconds = 0;         ///< wall time in prefill
+  double decode_seconds = 0;          ///< wall time in decode steps
+  std::int64_t decode_steps = 0;
+  std::int64_t pages_total = 0;
+  std::int64_t pages_in_use = 0;
+  int running = 0;
+  int waiting = 0;
+};
+
+class Engine {
+ public:
+  /// Loads the model onto the backend. Throws Error: kNotFound, kCorruptFile, kUnsupported for the folder's
+  /// files, kInvalidArgument for the options, kOutOfMemory.
+  explicit Engine(const EngineOptions& options);
+  ~Engine();
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+
+  /// Queues a request. Throws Error(kInvalidArgument) for an empty prompt, a prompt that does not leave room
+  /// for one token in max_seq_len, token ids outside the vocabulary, sampling values out of range, and
+  /// Error(kOutOfMemory) for a request that even the whole pool could not hold. A prompt longer than the room
+  /// for it is refused, not cut.
+  RequestId submit(const Request& request);
+
+  /// One step: admits what fits, prefills at most one chunk, decodes every running request by one token.
+  /// Returns the events in request order.
+  std::vector<TokenEvent> step();
+
+  /// Ends a request; its pages return at once. Its last event (kCancelled) comes with the next step. False if
+  /// the request is unknown or already finished.
+  bool cancel(RequestId request);
+
+  [[nodiscard]] bool idle() const;  ///< nothing queued, running, or left to report
+  [[nodiscard]] EngineStats stats() const;
+  [[nodiscard]] const ModelConfig& config() const;
+  [[nodiscard]] const Tokenizer& tokenizer() const;
+  [[nodiscard]] const EngineOptions& options() const;  ///< as given, zeros replaced by what was chosen
+
+  /// The cache of one layer, for inspection and fault injection in tests; valid while the engine lives.
+  [[nodiscard]] CacheView cache(int layer) const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace snapmla

@@ -1,0 +1,121 @@
+// The plain ops a model needs around attention: embedding, norms, projections, routing, experts, prefill
+// attention, sampling. Like the attention ops they exist once a backend, enqueue on a stream, allocate
+// nothing and check their arguments with SNAPMLA_ASSERT only: the model layer is their one caller.
+//
+// Number rule, the same on every backend: activations and weights are bf16, sums are fp32, each op rounds its
+// result to bf16 once. A row of a result depends on that row of the input alone, bit for bit, whatever else
+// is in the call: that is what makes a request's text independent of its batch and of prefill chunks.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "snapmla/backend.h"
+#include "snapmla/tensor.h"
+
+namespace snapmla {
+
+/// How the router turns logits into the chosen experts and their weights.
+enum class Scoring : std::uint8_t { kSoftmax, kSigmoid };
+enum class GroupScore : std::uint8_t {
+  kMax,       ///< a group counts by its best expert (DeepSeek-V2 group_limited_greedy)
+  kTopTwoSum  ///< by the sum of its two best biased scores (DeepSeek-V3 noaux_tc)
+};
+
+struct RouteParams {
+  ConstTensorView logits{};  ///< [tokens, experts] f32
+  ConstTensorView
+      bias;  ///< [experts] f32: added to scores for choosing only (e_score_correction_bias); may be absent
+  Scoring scoring = Scoring::kSigmoid;
+  GroupScore group_score = GroupScore::kTopTwoSum;
+  int num_groups = 1;
+  int top_groups = 1;      ///< groups kept; experts of others cannot be chosen
+  bool normalize = false;  ///< divide the chosen weights by (their sum + 1e-20)
+  float scaling_factor = 1;
+  TensorView expert{};  ///< [tokens, top_k] int32, by falling score, ties to the lower index
+  TensorView weight{};  ///< [tokens, top_k] f32
+};
+
+struct ExpertsParams {
+  ConstTensorView x{};       ///< [tokens, hidden] bf16
+  ConstTensorView expert{};  ///< [tokens, top_k] int32
+  ConstTensorView weight{};  ///< [tokens, top_k] f32
+  ConstTensorView gate{};    ///< [experts, inter, hidden] bf16
+  ConstTensorView up{};      ///< [experts, inter, hidden] bf16
+  ConstTensorView down{};    ///< [experts, hidden, inter] bf16
+  TensorView out{};          ///< [tokens, hidden] bf16: sum over top_k of weight * down(silu(gate x) * up x)
+  TensorView workspace{};    ///< [experts_workspace_bytes()] u8
+};
+
+struct PrefillAttentionParams {
+  ConstTensorView
+      q{};  ///< [tokens, heads, nope + 64] bf16: query token i is at position seq_len - tokens + i
+  ConstTensorView k_nope{};  ///< [seq_len, heads, nope] bf16
+  ConstTensorView k_rope{};  ///< [seq_len, 64] bf16, shared by all heads
+  ConstTensorView v{};       ///< [seq_len, heads, v_dim] bf16
+  float softmax_scale = 0;
+  TensorView out{};  ///< [tokens, heads, v_dim] bf16, causal
+};
+
+/// One row's way to choose its token.
+struct SampleRow {
+  float temperature = 0;
+  int top_k = 0;
+  float top_p = 1;
+  std::uint64_t seed = 0;
+  std::uint64_t position =
+      0;  ///< index of the generated token: the random number is a function of (seed, position)
+};
+
+class PlainOps {
+ public:
+  virtual ~PlainOps() = default;
+
+  /// out[i] = table[token[i]].   token [n] int32, table [vocab, hidden] bf16, out [n, hidden] bf16.
+  virtual void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,
+                     Stream) const = 0;
+
+  /// out = x / sqrt(mean(x^2) + eps) * weight.   x, out [n, d] bf16 (row strides free), weight [d] bf16.
+  virtual void rms_norm(const ConstTensorView& x, const ConstTensorView& weight, float eps,
+                        const TensorView& out, Stream) const = 0;
+
+  /// out[i, o] = sum_k x[i, k] weight[o, k] (+ bias[o]).   x [n, in] bf16, weight [out, in] bf16, bias [out]
+  /// bf16 or absent, out [n, out] bf16 or f32. Row strides of x and out are free.
+  virtual void linear(const ConstTensorView& x, const ConstTensorView& weight, const ConstTensorView& bias,
+                      const TensorView& out, Stream) const = 0;
+
+  /// As linear with fp32 products of an fp32 weight: the router.   weight [out, in] f32, out [n, out] f32.
+  virtual void linear_f32(const ConstTensorView& x, const ConstTensorView& weight, const TensorView& out,
+                          Stream) const = 0;
+
+  /// A projection a head: out[i, h, o] = sum_k x[i, h, k] weight[h, o, k], or weight[h, k, o] if transposed.
+  /// x [n, heads, in] bf16 (any strides but the last), weight [heads, out, in] or [heads, in, out] bf16, out
+  /// [n, heads, out] bf16.
+  virtual void head_linear(const ConstTensorView& x, const ConstTensorView& weight, bool transposed,
+                           const TensorView& out, Stream) const = 0;
+
+  /// Rotates x [n, heads, 64] bf16 (any strides but the last) into out, same shape; positions [n].
+  virtual void rope(const ConstTensorView& x, const RopeParams& rope, const TensorView& out,
+                    Stream) const = 0;
+
+  /// out = silu(gate) * up, all [n, d] bf16; silu(gate) is not rounded between.
+  virtual void silu_mul(const ConstTensorView& gate, const ConstTensorView& up, const TensorView& out,
+                        Stream) const = 0;
+
+  /// out = a + b, all [n, d] bf16; out may be a or b.
+  virtual void add(const ConstTensorView& a, const ConstTensorView& b, const TensorView& out,
+                   Stream) const = 0;
+
+  virtual void route(const RouteParams& params, Stream) const = 0;
+  virtual std::int64_t experts_workspace_bytes(int tokens, int top_k, int hidden, int inter,
+                                               int experts) const = 0;
+  virtual void experts(const ExpertsParams& params, Stream) const = 0;
+  virtual void prefill_attention(const PrefillAttentionParams& params, Stream) const = 0;
+
+  /// token[i] from logits[i].   logits [n, vocab] f32, rows: host array of n, token [n] int32, logprob [n]
+  /// f32: ln softmax of the unscaled logits at the token. Greedy takes the lowest index among equals.
+  virtual void sample(const ConstTensorView& logits, const std::vector<SampleRow>& rows,
+                      const TensorView& token, const TensorView& logprob, Stream) const = 0;
+};
+
+}  // namespace snapmla

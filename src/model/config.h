@@ -1,0 +1,87 @@
+// ModelConfig: what config.json and generation_config.json of a Hugging Face folder say, checked and in our
+// own words.
+//
+// Families are data, not classes: `family` selects the defaults and the few rules that differ; everything the
+// forward pass needs is a field below.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/plain_ops.h"
+
+namespace snapmla {
+
+enum class Family : std::uint8_t { kDeepseekV2, kDeepseekV3 };
+
+/// YaRN (arXiv 2309.00071) as DeepSeek uses it; absent if factor is 1.
+struct YarnConfig {
+  double factor = 1;
+  int original_max_position = 4096;
+  double beta_fast = 32;
+  double beta_slow = 1;
+  double mscale = 1;  ///< scales cos and sin: get_mscale(factor, mscale) / get_mscale(factor, mscale_all_dim)
+  double mscale_all_dim = 0;  ///< scales the softmax: get_mscale(factor, mscale_all_dim)^2; 0: no scaling
+};
+
+struct ModelConfig {
+  Family family = Family::kDeepseekV3;
+  std::string model_type;  ///< as in config.json
+  int num_layers = 0;
+  int hidden = 0;
+  int heads = 0;
+  int vocab = 0;
+  int max_position = 0;
+  int q_lora = 0;  ///< rank of the query's low-rank projection; 0: none
+  int nope_dim = 0;
+  int v_dim = 0;
+  double norm_eps = 1e-6;  ///< layer norms and final norm
+  double latent_norm_eps =
+      1e-6;  ///< q_a and kv_a norms: the reference classes use 1e-6 whatever norm_eps says
+  bool tied_embeddings = false;
+  bool attention_bias = false;
+
+  double rope_theta = 10000;
+  bool rope_interleaved = true;
+  YarnConfig yarn{};
+  float softmax_scale = 0;  ///< (nope_dim + 64)^-0.5 times YaRN's mscale^2
+
+  int intermediate = 0;  ///< dense FFN width
+  int num_experts = 0;   ///< routed experts; 0: every layer is dense
+  int top_k = 0;
+  int num_shared_experts = 0;
+  int moe_intermediate = 0;
+  int first_dense_layers = 0;
+  int moe_layer_freq = 1;
+  Scoring scoring = Scoring::kSigmoid;
+  GroupScore group_score = GroupScore::kTopTwoSum;
+  int num_groups = 1;
+  int top_groups = 1;
+  bool normalize_weights = true;
+  float routed_scaling = 1;
+  bool router_bias = false;  ///< e_score_correction_bias is present
+
+  int bos_token = -1;  ///< -1: none
+  std::vector<std::int32_t>
+      stop_tokens;  ///< generation_config.json's eos_token_id (one or a list), else config.json's
+  float default_temperature = 0;  ///< generation_config.json: 0 unless do_sample
+  int default_top_k = 0;
+  float default_top_p = 1;
+
+  [[nodiscard]] bool is_moe_layer(int layer) const {
+    return num_experts > 0 && layer >= first_dense_layers && layer % moe_layer_freq == 0;
+  }
+};
+
+/// Reads <dir>/config.json and, if there, <dir>/generation_config.json. Throws Error kNotFound, kCorruptFile
+/// (not JSON, a field missing, of the wrong type, or absurd: the text names file, field, rule and value) or
+/// kUnsupported (another model_type, latent other than 512, rope other than 64, sparse attention, an unknown
+/// rope type, quantized weights: the text names what would be needed).
+ModelConfig load_config(const std::string& dir);
+
+/// cos and sin of every position, [positions][64]: 32 cosines, then 32 sines, YaRN and its cos/sin factor
+/// applied. Angles in fp64, rounded to f32 (transformers: f32 angles).
+std::vector<float> rope_table(const ModelConfig& config, int positions);
+
+}  // namespace snapmla

@@ -1,0 +1,73 @@
+// Safetensors: a u64 header length, a JSON header, raw little-endian data. Header validated on open; tensors
+// read with pread, so a file cut short under us is an Error, never a signal.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "snapmla/tensor.h"
+
+namespace snapmla {
+
+struct TensorInfo {
+  DType dtype = DType::kBF16;
+  std::vector<std::int64_t> shape;
+  std::int64_t begin = 0;  ///< byte offsets in the file
+  std::int64_t end = 0;
+};
+
+/// One .safetensors file, open for reading. Movable, not copyable. read() may run on several threads.
+class SafetensorsFile {
+ public:
+  /// Throws Error kNotFound, kIo, or kCorruptFile: header length beyond the file or over 100 MB, not JSON, an
+  /// unknown dtype, offsets that overlap, leave holes, run past the file, or do not match shape and dtype.
+  /// The text names file and tensor.
+  explicit SafetensorsFile(const std::string& path);
+  ~SafetensorsFile();
+  SafetensorsFile(SafetensorsFile&& other) noexcept;
+  SafetensorsFile& operator=(SafetensorsFile&& other) noexcept;
+
+  [[nodiscard]] const std::string& path() const { return path_; }
+  [[nodiscard]] const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
+
+  /// Reads a whole tensor into `dst` (end - begin bytes). Throws Error kNotFound (no such tensor), kIo (short
+  /// read).
+  void read(const std::string& name, void* dst) const;
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  std::map<std::string, TensorInfo> tensors_;
+};
+
+/// All tensors of a Hugging Face folder: model.safetensors, or the shards that model.safetensors.index.json
+/// names.
+class Checkpoint {
+ public:
+  /// Throws as SafetensorsFile does, and kNotFound / kCorruptFile for the index, a shard it names, or a
+  /// tensor that is not in the shard the index says, and for a tensor name in two shards.
+  explicit Checkpoint(const std::string& dir);
+
+  [[nodiscard]] bool contains(const std::string& name) const;
+  [[nodiscard]] std::vector<std::string> names() const;  ///< sorted
+
+  /// Throws kNotFound, naming folder and tensor.
+  [[nodiscard]] const TensorInfo& info(const std::string& name) const;
+
+  /// The tensor as bf16, converted from BF16, F16 or F32 (rounded to nearest even), or as f32. Throws
+  /// kCorruptFile if the shape is not `shape` or the dtype is not one of those three; the text names file,
+  /// tensor, rule and what came.
+  [[nodiscard]] std::vector<Bf16> read_bf16(const std::string& name,
+                                            const std::vector<std::int64_t>& shape) const;
+  [[nodiscard]] std::vector<float> read_f32(const std::string& name,
+                                            const std::vector<std::int64_t>& shape) const;
+
+ private:
+  std::string dir_;
+  std::vector<SafetensorsFile> files_;
+  std::map<std::string, std::size_t> file_of_;
+};
+
+}  // namespace snapmla
