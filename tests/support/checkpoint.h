@@ -1,0 +1,230 @@
+// Small random checkpoints in Hugging Face layout, made from a config.json and a seed.
+//
+// Every value is a function of (seed, tensor name, index), defined by exact integer arithmetic and a few fp32
+// operations, and rounded to bf16, so that tests/tools/make_model_goldens.py makes the same bits with numpy:
+//     z = (sum of the four 16-bit parts of splitmix64(seed ^ fnv1a(name), index) - 131070) * (1 / 37837.2)
+//     value = bf16(offset + z * gain)
+// z has mean 0 and variance 1. Gains (see spec_of) give attention logits a std above 2 and every part of a
+// layer a share of the result, so that a mistake in any of them shows in the logits.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/bf16.h"
+#include "support/temp_dir.h"
+
+namespace snapmla::testing {
+
+struct NamedTensor {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  std::vector<float> values;  ///< exact in bf16
+};
+
+/// The `index`-th output of a splitmix64 generator that starts at `state`.
+inline std::uint64_t splitmix64(std::uint64_t state, std::uint64_t index) {
+  std::uint64_t z = state + (index + 1) * 0x9e3779b97f4a7c15U;
+  z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9U;
+  z = (z ^ (z >> 27U)) * 0x94d049bb133111ebU;
+  return z ^ (z >> 31U);
+}
+
+inline std::uint64_t fnv1a(const std::string& text) {
+  std::uint64_t hash = 0xcbf29ce484222325U;
+  for (const char c : text) hash = (hash ^ static_cast<std::uint8_t>(c)) * 0x100000001b3U;
+  return hash;
+}
+
+struct ValueSpec {
+  float gain = 1;
+  float offset = 0;
+};
+
+inline bool ends_with(const std::string& text, const std::string& suffix) {
+  return text.size() >= suffix.size() &&
+         text.compare(text.size() - suffix.size(), suffix.size(), suffix) == 0;
+}
+
+inline ValueSpec spec_of(const std::string& name, const std::vector<std::int64_t>& shape) {
+  if (ends_with(name, "norm.weight")) return {0.25F, 1.0F};
+  if (ends_with(name, "embed_tokens.weight")) return {1.0F, 0.0F};
+  if (ends_with(name, "e_score_correction_bias")) return {0.2F, 0.0F};
+  if (ends_with(name, ".bias")) return {0.5F, 0.0F};
+  double gain = 1.0;
+  if (ends_with(name, "q_proj.weight") || ends_with(name, "q_b_proj.weight")) gain = 2.5;
+  if (ends_with(name, "o_proj.weight")) gain = 2.0;
+  if (ends_with(name, "down_proj.weight")) gain = 1.5;
+  if (ends_with(name, "mlp.gate.weight")) gain = 2.0;
+  if (ends_with(name, "lm_head.weight")) gain = 2.0;
+  return {static_cast<float>(gain / std::sqrt(static_cast<double>(shape.back()))), 0.0F};
+}
+
+inline NamedTensor random_tensor(std::uint64_t seed, const std::string& name,
+                                 std::vector<std::int64_t> shape) {
+  const ValueSpec spec = spec_of(name, shape);
+  const std::uint64_t state = seed ^ fnv1a(name);
+  std::size_t count = 1;
+  for (const std::int64_t extent : shape) count *= static_cast<std::size_t>(extent);
+  std::vector<float> values(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint64_t bits = splitmix64(state, i);
+    const auto sum = static_cast<int>((bits & 0xffffU) + ((bits >> 16U) & 0xffffU) +
+                                      ((bits >> 32U) & 0xffffU) + (bits >> 48U));
+    const float z = static_cast<float>(sum - 131070) * static_cast<float>(1 / 37837.2);
+    values[i] = round_to_bf16(spec.offset + z * spec.gain);
+  }
+  return {name, std::move(shape), std::move(values)};
+}
+
+/// All tensors that the config asks for, DeepSeek-V2 and V3 names, in the order of the layers.
+inline std::vector<NamedTensor> make_tensors(const nlohmann::json& config, std::uint64_t seed) {
+  const auto field = [&](const char* name) -> std::int64_t {
+    const auto it = config.find(name);
+    return it == config.end() || it->is_null() ? 0 : it->get<std::int64_t>();
+  };
+  std::vector<NamedTensor> tensors;
+  const auto add = [&](const std::string& name, std::vector<std::int64_t> shape) {
+    tensors.push_back(random_tensor(seed, name, std::move(shape)));
+  };
+  const std::int64_t hidden = field("hidden_size");
+  const std::int64_t heads = field("num_attention_heads");
+  const std::int64_t nope = field("qk_nope_head_dim");
+  const std::int64_t rope = field("qk_rope_head_dim");
+  const std::int64_t latent = field("kv_lora_rank");
+  const std::int64_t v = field("v_head_dim");
+  const std::int64_t q_lora = field("q_lora_rank");
+  const std::int64_t experts = field("n_routed_experts");
+  const bool attention_bias = config.value("attention_bias", false);
+  const auto add_mlp = [&](const std::string& prefix, std::int64_t inter) {
+    add(prefix + "gate_proj.weight", {inter, hidden});
+    add(prefix + "up_proj.weight", {inter, hidden});
+    add(prefix + "down_proj.weight", {hidden, inter});
+  };
+
+  add("model.embed_tokens.weight", {field("vocab_size"), hidden});
+  for (std::int64_t layer = 0; layer < field("num_hidden_layers"); ++layer) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    const std::string attention = prefix + "self_attn.";
+    const std::string mlp = prefix + "mlp.";
+    add(prefix + "input_layernorm.weight", {hidden});
+    if (q_lora > 0) {
+      add(attention + "q_a_proj.weight", {q_lora, hidden});
+      if (attention_bias) add(attention + "q_a_proj.bias", {q_lora});
+      add(attention + "q_a_layernorm.weight", {q_lora});
+      add(attention + "q_b_proj.weight", {heads * (nope + rope), q_lora});
+    } else {
+      add(attention + "q_proj.weight", {heads * (nope + rope), hidden});
+    }
+    add(attention + "kv_a_proj_with_mqa.weight", {latent + rope, hidden});
+    if (attention_bias) add(attention + "kv_a_proj_with_mqa.bias", {latent + rope});
+    add(attention + "kv_a_layernorm.weight", {latent});
+    add(attention + "kv_b_proj.weight", {heads * (nope + v), latent});
+    add(attention + "o_proj.weight", {hidden, heads * v});
+    if (attention_bias) add(attention + "o_proj.bias", {hidden});
+    add(prefix + "post_attention_layernorm.weight", {hidden});
+    if (experts == 0 || layer < field("first_k_dense_replace")) {
+      add_mlp(mlp, field("intermediate_size"));
+      continue;
+    }
+    add(mlp + "gate.weight", {experts, hidden});
+    if (config.at("model_type") == "deepseek_v3") add(mlp + "gate.e_score_correction_bias", {experts});
+    for (std::int64_t expert = 0; expert < experts; ++expert) {
+      add_mlp(mlp + "experts." + std::to_string(expert) + ".", field("moe_intermediate_size"));
+    }
+    if (field("n_shared_experts") > 0) {
+      add_mlp(mlp + "shared_experts.", field("moe_intermediate_size") * field("n_shared_experts"));
+    }
+  }
+  add("model.norm.weight", {hidden});
+  if (!config.value("tie_word_embeddings", false)) add("lm_head.weight", {field("vocab_size"), hidden});
+  return tensors;
+}
+
+enum class StoredAs : std::uint8_t { kBf16, kF32 };
+
+/// One safetensors file. Values are stored as given in either type: they are exact in bf16.
+inline void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
+                              StoredAs stored = StoredAs::kBf16) {
+  nlohmann::ordered_json header;
+  std::string data;
+  for (const NamedTensor& tensor : tensors) {
+    const std::size_t begin = data.size();
+    for (const float value : tensor.values) {
+      const std::uint16_t bf16 = to_bf16(value).bits;
+      char bytes[4] = {};
+      const std::size_t size = stored == StoredAs::kBf16 ? sizeof bf16 : sizeof value;
+      std::memcpy(bytes, stored == StoredAs::kBf16 ? static_cast<const void*>(&bf16) : &value, size);
+      data.append(bytes, size);
+    }
+    header[tensor.name] = {{"dtype", stored == StoredAs::kBf16 ? "BF16" : "F32"},
+                           {"shape", tensor.shape},
+                           {"data_offsets", {begin, data.size()}}};
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  std::string length(8, '\0');
+  const std::uint64_t size = text.size();
+  std::memcpy(length.data(), &size, sizeof size);
+  write_file(path, length + text + data);
+}
+
+/// Writes config.json and model.safetensors into `dir`, which is made if missing; returns `dir`.
+inline std::string write_checkpoint(const std::string& dir, const nlohmann::json& config,
+                                    const std::vector<NamedTensor>& tensors) {
+  std::filesystem::create_directories(dir);
+  write_file(dir + "/config.json", config.dump(2));
+  write_safetensors(dir + "/model.safetensors", tensors);
+  return dir;
+}
+
+inline std::string write_checkpoint(const std::string& dir, const nlohmann::json& config,
+                                    std::uint64_t seed = 1) {
+  return write_checkpoint(dir, config, make_tensors(config, seed));
+}
+
+/// A config that is complete, tiny and quick: DeepSeek-V3, 2 layers (one dense, one of 8 experts), 2 heads.
+inline nlohmann::json tiny_config() {
+  return {{"model_type", "deepseek_v3"},
+          {"architectures", {"DeepseekV3ForCausalLM"}},
+          {"vocab_size", 300},
+          {"hidden_size", 64},
+          {"intermediate_size", 96},
+          {"moe_intermediate_size", 32},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 2},
+          {"num_key_value_heads", 2},
+          {"n_shared_experts", 1},
+          {"n_routed_experts", 8},
+          {"num_experts_per_tok", 2},
+          {"n_group", 2},
+          {"topk_group", 1},
+          {"norm_topk_prob", true},
+          {"routed_scaling_factor", 1.5},
+          {"scoring_func", "sigmoid"},
+          {"topk_method", "noaux_tc"},
+          {"first_k_dense_replace", 1},
+          {"kv_lora_rank", 512},
+          {"q_lora_rank", nullptr},
+          {"qk_nope_head_dim", 32},
+          {"qk_rope_head_dim", 64},
+          {"v_head_dim", 32},
+          {"hidden_act", "silu"},
+          {"max_position_embeddings", 4096},
+          {"rms_norm_eps", 1e-6},
+          {"rope_theta", 10000.0},
+          {"rope_scaling", nullptr},
+          {"attention_bias", false},
+          {"tie_word_embeddings", false},
+          {"bos_token_id", 0},
+          {"eos_token_id", 1}};
+}
+
+}  // namespace snapmla::testing
