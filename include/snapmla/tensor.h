@@ -112,8 +112,8 @@ class TensorView : public BasicTensorView<void*> {
 class ConstTensorView : public BasicTensorView<const void*> {
  public:
   using BasicTensorView::BasicTensorView;
-  ConstTensorView(
-      const TensorView& other) {  // NOLINT(google-explicit-constructor): an output is a valid input
+  /// Not explicit: an output is a valid input.
+  ConstTensorView(const TensorView& other) {  // NOLINT(google-explicit-constructor)
     data_ = other.data_;
     dtype_ = other.dtype_;
     rank_ = other.rank_;
