@@ -2,7 +2,7 @@
 SHELL := bash
 JOBS ?= $(shell nproc)
 PREFIX ?= /usr/local
-DEMO_ARGS ?=
+DEMO_PROMPT ?= "In the beginning"
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -23,8 +23,8 @@ build/%/build.ninja: CMakePresets.json | deps
 	@touch $@
 
 demo: deps build/cpu/build.ninja ## decode with the bundled model: FP8 cache beside BF16 cache
-	@cmake --build --preset cpu -j $(JOBS) --target snapmla
-	@build/cpu/apps/snapmla demo $(DEMO_ARGS)
+	@cmake --build --preset cpu -j $(JOBS) --target snapmla_app
+	@build/cpu/apps/snapmla run --compare --prompt $(DEMO_PROMPT)
 
 build: deps build/cpu/build.ninja ## build the libraries, the program, the tests and the benchmarks
 	@cmake --build --preset cpu -j $(JOBS)

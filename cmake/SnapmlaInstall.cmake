@@ -1,4 +1,4 @@
-# cmake --install: headers, libraries, the program, the bundled model, docs and licence, and the package files behind
+# cmake --install: headers, libraries, the bundled model, docs and licence, and the package files behind
 #     find_package(snapmla 0.1 COMPONENTS core engine)      -> snapmla::core, snapmla::engine
 # Each component has its own export set, so that a user of the attention core needs none of the engine's dependencies.
 include(CMakePackageConfigHelpers)
@@ -22,9 +22,6 @@ install(FILES ${PROJECT_BINARY_DIR}/snapmlaConfig.cmake ${PROJECT_BINARY_DIR}/sn
 
 install(DIRECTORY include/snapmla ${PROJECT_BINARY_DIR}/include/snapmla DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
         FILES_MATCHING PATTERN "*.h")
-if(TARGET snapmla)
-  install(TARGETS snapmla)
-endif()
 install(DIRECTORY models/tiny-mla DESTINATION ${CMAKE_INSTALL_DATADIR}/snapmla/models)
 install(DIRECTORY docs/ DESTINATION ${CMAKE_INSTALL_DOCDIR} FILES_MATCHING PATTERN "*.md")
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
