@@ -9,7 +9,7 @@
 // Example (compiled and run by tests/core/headers_test.cc):
 //
 //     try {
-//       snapmla::decode(backend, params);
+//       snapmla::decode(backend, params, {});
 //     } catch (const snapmla::Error& e) {
 //       if (e.code() == snapmla::ErrorCode::kInvalidArgument) std::puts(e.what());
 //     }

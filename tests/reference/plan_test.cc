@@ -1,0 +1,166 @@
+// plan and combine: every token once, page borders, balance, fixed splits, merging.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "core/bf16.h"
+#include "snapmla/backend.h"
+#include "snapmla/error.h"
+
+namespace snapmla {
+namespace {
+
+struct Item {
+  int request;
+  int first;
+  int end;
+  int partial;
+  bool operator==(const Item&) const = default;
+};
+
+struct Plan {
+  PlanShape shape{};
+  std::vector<Item> items{};
+  std::vector<std::int32_t> worker_offsets{};
+  std::vector<std::int32_t> split_offsets{};
+};
+
+Plan make_plan(const std::vector<std::int32_t>& seq_lens, int num_workers, int fixed_split_tokens,
+               int max_seq_len) {
+  Plan result;
+  const auto batch = static_cast<std::int64_t>(seq_lens.size());
+  result.shape = make_plan_shape(reference(), {.batch = static_cast<int>(batch),
+                                               .max_seq_len = max_seq_len,
+                                               .num_workers = num_workers,
+                                               .fixed_split_tokens = fixed_split_tokens});
+  std::vector<std::int32_t> items(std::size_t{4} * result.shape.max_items, -7);
+  result.worker_offsets.assign(result.shape.num_workers + 1, -7);
+  result.split_offsets.assign(batch + 1, -7);
+  plan(reference(),
+       {.seq_lens = ConstTensorView(seq_lens.data(), DType::kI32, {batch}),
+        .plan = {.shape = result.shape,
+                 .work_items = TensorView(items.data(), DType::kI32, {result.shape.max_items, 4}),
+                 .worker_offsets =
+                     TensorView(result.worker_offsets.data(), DType::kI32, {result.shape.num_workers + 1}),
+                 .split_offsets = TensorView(result.split_offsets.data(), DType::kI32, {batch + 1})}},
+       {});
+  for (int i = 0; i < result.split_offsets.back(); ++i)
+    result.items.push_back({items[4 * i], items[4 * i + 1], items[4 * i + 2], items[4 * i + 3]});
+  return result;
+}
+
+int pages(int tokens) {
+  return (tokens + kPageTokens - 1) / kPageTokens;
+}
+
+void expect_covers(const Plan& plan, const std::vector<std::int32_t>& seq_lens) {
+  ASSERT_EQ(plan.split_offsets.front(), 0);
+  for (std::size_t b = 0; b < seq_lens.size(); ++b) {
+    ASSERT_LT(plan.split_offsets[b], plan.split_offsets[b + 1]) << "every request has an item";
+    int next = 0;
+    for (int i = plan.split_offsets[b]; i < plan.split_offsets[b + 1]; ++i) {
+      EXPECT_EQ(plan.items[i].request, static_cast<int>(b));
+      EXPECT_EQ(plan.items[i].partial, i);
+      EXPECT_EQ(plan.items[i].first, next);
+      EXPECT_EQ(plan.items[i].first % kPageTokens, 0);
+      EXPECT_TRUE(seq_lens[b] == 0 || plan.items[i].end > plan.items[i].first)
+          << "only an empty request has an empty item";
+      next = plan.items[i].end;
+    }
+    EXPECT_EQ(next, seq_lens[b]);
+  }
+  EXPECT_EQ(plan.worker_offsets.front(), 0);
+  EXPECT_TRUE(std::is_sorted(plan.worker_offsets.begin(), plan.worker_offsets.end()));
+  EXPECT_EQ(plan.worker_offsets.back(), plan.split_offsets.back()) << "every item has a worker";
+}
+
+TEST(Plan, CoversEveryTokenOnceInBalance) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<std::int32_t> seq_lens(1 + random() % 20);
+    const int longest = round % 3 == 0 ? 100 : 20000;
+    for (auto& seq_len : seq_lens)
+      seq_len = random() % 5 == 0 ? 0 : static_cast<std::int32_t>(random() % longest);
+    if (round % 7 == 0) seq_lens[0] = 131072;  // one long request beside short ones
+    const int workers = 1 + static_cast<int>(random() % 140);
+    const Plan plan = make_plan(seq_lens, workers, 0, 131072);
+    expect_covers(plan, seq_lens);
+    int total = 0;
+    for (const int seq_len : seq_lens) total += pages(seq_len);
+    const int share = std::max(1, (total + workers - 1) / workers);
+    for (int w = 0; w < workers; ++w) {
+      int done = 0;
+      for (int i = plan.worker_offsets[w]; i < plan.worker_offsets[w + 1]; ++i)
+        done += pages(plan.items[i].end - plan.items[i].first);
+      EXPECT_LE(done, share) << "worker " << w << " of " << workers;
+    }
+  }
+}
+
+TEST(Plan, FixedSplitsAreTheRequestsOwn) {
+  const std::vector<std::int32_t> crowd = {1000, 0, 64, 129, 5000};
+  const Plan together = make_plan(crowd, 6, 128, 5000);
+  expect_covers(together, crowd);
+  for (std::size_t b = 0; b < crowd.size(); ++b) {
+    const Plan alone = make_plan({crowd[b]}, 3, 128, 5000);
+    ASSERT_EQ(together.split_offsets[b + 1] - together.split_offsets[b],
+              static_cast<int>(alone.items.size()));
+    for (std::size_t i = 0; i < alone.items.size(); ++i) {
+      EXPECT_EQ(together.items[together.split_offsets[b] + i].first, alone.items[i].first);
+      EXPECT_EQ(together.items[together.split_offsets[b] + i].end, alone.items[i].end);
+    }
+  }
+}
+
+TEST(Plan, RefusesLengthsItWasNotMadeFor) {
+  EXPECT_THROW(make_plan({5001}, 2, 128, 4992), Error);
+  EXPECT_THROW(make_plan({-1}, 2, 0, 100), Error);
+  EXPECT_THROW(make_plan({kMaxSeqLen + 1}, 2, 0, 100), Error);
+  EXPECT_THROW(make_plan({1}, 2, 100, 100), Error) << "not a multiple of 64";
+}
+
+TEST(Combine, MergesPartialsAndSkipsEmptyOnes) {
+  constexpr std::int64_t kRows = 3;
+  constexpr std::int64_t kPartials = 4;
+  const float inf = std::numeric_limits<float>::infinity();
+  std::mt19937_64 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> partial_out;
+  for (std::int64_t i = 0; i < kPartials * kRows * kLatentDim; ++i) partial_out.push_back(normal(random));
+  std::vector<float> partial_lse = {1, -2, 700, /**/ 3, -inf, 701, /**/ 2.5F, -1, 699, /**/ -inf, -inf, -inf};
+  std::fill_n(partial_out.begin() + 4 * kLatentDim, kLatentDim, NAN);  // request 0, row 1, second partial
+  std::fill_n(partial_out.begin() + 3 * kRows * kLatentDim, kRows * kLatentDim, NAN);  // all of request 1
+  const std::vector<std::int32_t> split_offsets = {0, 3, 4};
+  std::vector<float> out(2 * kRows * kLatentDim, NAN);
+  std::vector<float> lse(2 * kRows, NAN);
+  combine(reference(),
+          {.partial_out = ConstTensorView(partial_out.data(), DType::kF32, {kPartials, kRows, kLatentDim}),
+           .partial_lse = ConstTensorView(partial_lse.data(), DType::kF32, {kPartials, kRows}),
+           .split_offsets = ConstTensorView(split_offsets.data(), DType::kI32, {3}),
+           .out = TensorView(out.data(), DType::kF32, {2, 1, kRows, kLatentDim}),
+           .lse = TensorView(lse.data(), DType::kF32, {2, 1, kRows})},
+          {});
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    double sum = 0;
+    std::vector<double> expected(kLatentDim);
+    for (std::int64_t i = 0; i < 3; ++i) {
+      const double weight = std::exp(double{partial_lse[i * kRows + row]} - 700);
+      if (weight == 0) continue;
+      sum += weight;
+      for (std::int64_t d = 0; d < kLatentDim; ++d)
+        expected[d] += weight * partial_out[(i * kRows + row) * kLatentDim + d];
+    }
+    EXPECT_NEAR(lse[row], 700 + std::log(sum), 1e-4);
+    for (std::int64_t d = 0; d < kLatentDim; ++d)
+      EXPECT_NEAR(out[row * kLatentDim + d], expected[d] / sum, 1e-6);
+    EXPECT_EQ(lse[kRows + row], -inf);
+    EXPECT_EQ(out[(kRows + row) * kLatentDim], 0);
+  }
+}
+
+}  // namespace
+}  // namespace snapmla
