@@ -21,8 +21,12 @@ struct YarnConfig {
   int original_max_position = 4096;
   double beta_fast = 32;
   double beta_slow = 1;
-  double mscale = 1;  ///< scales cos and sin: get_mscale(factor, mscale) / get_mscale(factor, mscale_all_dim)
+  bool truncate = true;       ///< the two borders of the ramp are rounded to whole dimensions
+  double mscale = 0;          ///< with mscale_all_dim: cos_sin_factor, see there; 0: not given
   double mscale_all_dim = 0;  ///< scales the softmax: get_mscale(factor, mscale_all_dim)^2; 0: no scaling
+  double cos_sin_factor =
+      1;  ///< get_mscale(factor, mscale) / get_mscale(factor, mscale_all_dim) if both are given, else
+          ///< get_mscale(factor, 1); attention_factor wins. get_mscale(f, m) = 0.1 m ln f + 1
 };
 
 struct ModelConfig {
@@ -32,8 +36,8 @@ struct ModelConfig {
   int hidden = 0;
   int heads = 0;
   int vocab = 0;
-  int max_position = 0;
-  int q_lora = 0;  ///< rank of the query's low-rank projection; 0: none
+  int max_position = 0;  ///< at most kMaxSeqLen, whatever the file says
+  int q_lora = 0;        ///< rank of the query's low-rank projection; 0: none
   int nope_dim = 0;
   int v_dim = 0;
   double norm_eps = 1e-6;  ///< layer norms and final norm
@@ -66,7 +70,7 @@ struct ModelConfig {
   std::vector<std::int32_t>
       stop_tokens;  ///< generation_config.json's eos_token_id (one or a list), else config.json's
   float default_temperature = 0;  ///< generation_config.json: 0 unless do_sample
-  int default_top_k = 0;
+  int default_top_k = 0;          ///< 0 (all) where the file names none
   float default_top_p = 1;
 
   [[nodiscard]] bool is_moe_layer(int layer) const {

@@ -1,0 +1,302 @@
+// config.json and generation_config.json to ModelConfig. Rules and defaults follow the transformers classes
+// DeepseekV2Config and DeepseekV3Config; a field on which the result depends strongly must be in the file.
+#include "model/config.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <string_view>
+
+#include "core/check.h"
+#include "model/json_fields.h"
+
+namespace snapmla {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::int64_t kMaxFileBytes = 16 << 20;
+constexpr int kMaxHeadDim = 1024;
+constexpr int kMaxWidth = 1'000'000;
+
+json parse_file(const std::string& path, std::ifstream& in) {
+  in.seekg(0, std::ios::end);
+  const std::int64_t size = in.tellg();
+  if (size < 0) fail(ErrorCode::kIo, "config", path, ": cannot be read");
+  if (size > kMaxFileBytes) {
+    fail(ErrorCode::kCorruptFile, "config", path, ": must be at most 16 MiB; got ", size, " bytes");
+  }
+  in.seekg(0);
+  std::ostringstream text;
+  if (size > 0) text << in.rdbuf();
+  if (!in) fail(ErrorCode::kIo, "config", path, ": cannot be read");
+  json parsed;
+  try {
+    parsed = json::parse(text.str());
+  } catch (const json::exception& e) {
+    std::string reason = e.what();
+    std::replace(reason.begin(), reason.end(), '\n', ' ');
+    fail(ErrorCode::kCorruptFile, "config", path, ": must be JSON; ", reason);
+  }
+  if (!parsed.is_object()) {
+    fail(ErrorCode::kCorruptFile, "config", path, ": must be a JSON object; got ", parsed.type_name());
+  }
+  return parsed;
+}
+
+double get_mscale(double factor, double mscale) {
+  return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
+}
+
+Family read_family(const JsonFields& fields) {
+  const std::string type = fields.text("model_type");
+  if (type == "deepseek_v2") return Family::kDeepseekV2;
+  if (type == "deepseek_v3") return Family::kDeepseekV3;
+  constexpr std::array<std::string_view, 3> kSparse = {"deepseek_v32", "deepseek_v4", "glm_moe_dsa"};
+  if (std::find(kSparse.begin(), kSparse.end(), type) != kSparse.end()) {
+    fields.unsupported("model_type", type,
+                       "names a family with sparse attention, and only dense MLA is supported (deepseek_v2, "
+                       "deepseek_v3)");
+  }
+  fields.unsupported("model_type", type, "must be deepseek_v2 or deepseek_v3");
+}
+
+void refuse_unsupported(const JsonFields& fields) {
+  if (fields.has("quantization_config")) {
+    fields.unsupported("quantization_config", fields.at("quantization_config"),
+                       "must be absent: weights must be BF16, F16 or F32");
+  }
+  if (fields.has("index_topk")) {
+    fields.unsupported("index_topk", fields.at("index_topk"),
+                       "must be absent: it asks for sparse attention, and only dense MLA is supported");
+  }
+  const std::string activation = fields.text_or("hidden_act", "silu");
+  if (activation != "silu") fields.unsupported("hidden_act", activation, "must be silu");
+  if (fields.boolean_or("mlp_bias", false)) fields.unsupported("mlp_bias", true, "must be false");
+  const int latent = fields.integer("kv_lora_rank", 1, kMaxWidth);
+  if (latent != kLatentDim) fields.unsupported("kv_lora_rank", latent, "must be ", kLatentDim);
+  const int rope = fields.integer("qk_rope_head_dim", 0, kMaxWidth);
+  if (rope != kRopeDim) fields.unsupported("qk_rope_head_dim", rope, "must be ", kRopeDim);
+}
+
+void read_attention(const JsonFields& fields, ModelConfig& config) {
+  config.num_layers = fields.integer("num_hidden_layers", 1, 10'000);
+  config.hidden = fields.integer("hidden_size", 1, kMaxWidth);
+  config.heads = fields.integer("num_attention_heads", 1, kMaxHeads);
+  config.vocab = fields.integer("vocab_size", 1, 10'000'000);
+  constexpr int kLongest = std::numeric_limits<int>::max();
+  config.max_position = std::min(fields.integer("max_position_embeddings", 1, kLongest), kMaxSeqLen);
+  fields.require_key("q_lora_rank");
+  config.q_lora = fields.integer_or("q_lora_rank", 0, 1, kMaxWidth);
+  config.nope_dim = fields.integer("qk_nope_head_dim", 1, kMaxHeadDim);
+  config.v_dim = fields.integer("v_head_dim", 1, kMaxHeadDim);
+  config.norm_eps = fields.number_or("rms_norm_eps", config.norm_eps, 1e-30, 1);
+  config.tied_embeddings = fields.boolean_or("tie_word_embeddings", false);
+  config.attention_bias = fields.boolean_or("attention_bias", false);
+  if (config.family == Family::kDeepseekV3) {
+    config.rope_interleaved = fields.boolean_or("rope_interleave", true);
+  }
+}
+
+YarnConfig read_yarn(const JsonFields& rope, int max_position) {
+  YarnConfig yarn;
+  yarn.original_max_position =
+      rope.integer_or("original_max_position_embeddings", max_position, 1, kMaxSeqLen);
+  yarn.factor = rope.number_or(
+      "factor", std::max(1.0, static_cast<double>(max_position) / yarn.original_max_position), 1, 1e6);
+  yarn.beta_fast = rope.number_or("beta_fast", yarn.beta_fast, 1e-6, 1e6);
+  yarn.beta_slow = rope.number_or("beta_slow", yarn.beta_slow, 1e-6, 1e6);
+  if (yarn.beta_fast < yarn.beta_slow) {
+    rope.refuse("beta_fast", yarn.beta_fast, "must not be below beta_slow, ", yarn.beta_slow);
+  }
+  yarn.truncate = rope.boolean_or("truncate", true);
+  yarn.mscale = rope.number_or("mscale", 0, 0, 100);
+  yarn.mscale_all_dim = rope.number_or("mscale_all_dim", 0, 0, 100);
+  yarn.cos_sin_factor =
+      yarn.mscale != 0 && yarn.mscale_all_dim != 0
+          ? get_mscale(yarn.factor, yarn.mscale) / get_mscale(yarn.factor, yarn.mscale_all_dim)
+          : get_mscale(yarn.factor, 1);
+  yarn.cos_sin_factor = rope.number_or("attention_factor", yarn.cos_sin_factor, 1e-6, 1e6);
+  return yarn;
+}
+
+// transformers 4 writes rope_theta and rope_scaling, transformers 5 one rope_parameters with both.
+void read_rope(const JsonFields& fields, ModelConfig& config) {
+  constexpr double kMostTheta = 1e12;
+  config.rope_theta = fields.number_or("rope_theta", config.rope_theta, 1 + 1e-6, kMostTheta);
+  config.softmax_scale = static_cast<float>(1 / std::sqrt(config.nope_dim + kRopeDim));
+  const char* name = fields.has("rope_scaling") ? "rope_scaling" : "rope_parameters";
+  if (!fields.has(name)) return;
+  const JsonFields rope = fields.object(name);
+  config.rope_theta = rope.number_or("rope_theta", config.rope_theta, 1 + 1e-6, kMostTheta);
+  if (rope.number_or("partial_rotary_factor", 1, 0, 1) != 1) {
+    rope.unsupported("partial_rotary_factor", rope.at("partial_rotary_factor"), "must be 1");
+  }
+  const char* type_name = rope.has("rope_type") || !rope.has("type") ? "rope_type" : "type";
+  const std::string type = rope.has("factor") ? rope.text(type_name) : rope.text_or(type_name, "default");
+  if (type == "default") return;
+  if (type != "yarn") rope.unsupported(type_name, type, "must be default or yarn");
+  config.yarn = read_yarn(rope, config.max_position);
+  const double mscale =
+      config.yarn.mscale_all_dim != 0 ? get_mscale(config.yarn.factor, config.yarn.mscale_all_dim) : 1;
+  config.softmax_scale = static_cast<float>(mscale * mscale / std::sqrt(config.nope_dim + kRopeDim));
+}
+
+void read_groups(const JsonFields& fields, ModelConfig& config) {
+  config.num_groups = fields.integer_or("n_group", 1, 1, config.num_experts);
+  config.top_groups = fields.integer_or("topk_group", config.num_groups, 1, config.num_groups);
+  if (config.num_experts % config.num_groups != 0) {
+    fields.refuse("n_group", config.num_groups, "must divide n_routed_experts, ", config.num_experts);
+  }
+  const int group_size = config.num_experts / config.num_groups;
+  if (config.family == Family::kDeepseekV3 && config.num_groups > 1 && group_size < 2) {
+    fields.refuse("n_group", config.num_groups, "must leave groups of at least 2 of the ", config.num_experts,
+                  " experts");
+  }
+  if (config.top_k > config.top_groups * group_size) {
+    fields.refuse("num_experts_per_tok", config.top_k, "must not exceed the ", config.top_groups * group_size,
+                  " experts of topk_group groups");
+  }
+}
+
+void read_routing_v2(const JsonFields& fields, ModelConfig& config) {
+  config.scoring = Scoring::kSoftmax;
+  config.group_score = GroupScore::kMax;
+  const std::string scoring = fields.text_or("scoring_func", "softmax");
+  if (scoring != "softmax") fields.unsupported("scoring_func", scoring, "must be softmax for deepseek_v2");
+  config.normalize_weights = fields.boolean_or("norm_topk_prob", false);
+  if (config.normalize_weights) {
+    fields.unsupported("norm_topk_prob", true, "must be false for deepseek_v2");
+  }
+  const std::string method = fields.text_or("topk_method", "greedy");
+  if (method == "group_limited_greedy") {
+    read_groups(fields, config);
+  } else if (method != "greedy") {
+    fields.unsupported("topk_method", method, "must be greedy or group_limited_greedy for deepseek_v2");
+  }
+}
+
+void read_routing_v3(const JsonFields& fields, ModelConfig& config) {
+  config.scoring = Scoring::kSigmoid;
+  config.group_score = GroupScore::kTopTwoSum;
+  config.router_bias = true;
+  const std::string scoring = fields.text_or("scoring_func", "sigmoid");
+  if (scoring != "sigmoid") fields.unsupported("scoring_func", scoring, "must be sigmoid for deepseek_v3");
+  const std::string method = fields.text_or("topk_method", "noaux_tc");
+  if (method != "noaux_tc") fields.unsupported("topk_method", method, "must be noaux_tc for deepseek_v3");
+  config.normalize_weights = fields.boolean_or("norm_topk_prob", true);
+  read_groups(fields, config);
+}
+
+void read_ffn(const JsonFields& fields, ModelConfig& config) {
+  fields.require_key("n_routed_experts");
+  constexpr int kMostExpertsInAll = 1'000'000;
+  config.num_experts = fields.integer_or("n_routed_experts", 0, 0, kMostExpertsInAll / config.num_layers);
+  if (config.num_experts > 0) {
+    config.first_dense_layers = fields.integer("first_k_dense_replace", 0, 10'000);
+    config.moe_layer_freq = fields.integer_or("moe_layer_freq", 1, 1, 10'000);
+    config.moe_intermediate = fields.integer("moe_intermediate_size", 1, kMaxWidth);
+    config.num_shared_experts = fields.integer_or("n_shared_experts", 0, 0, 1024);
+    config.top_k = fields.integer("num_experts_per_tok", 1, config.num_experts);
+    config.routed_scaling = static_cast<float>(fields.number("routed_scaling_factor", 1e-6, 1e6));
+    if (config.family == Family::kDeepseekV2) {
+      read_routing_v2(fields, config);
+    } else {
+      read_routing_v3(fields, config);
+    }
+  }
+  bool any_dense = false;
+  for (int layer = 0; layer < config.num_layers; ++layer)
+    any_dense = any_dense || !config.is_moe_layer(layer);
+  if (any_dense) config.intermediate = fields.integer("intermediate_size", 1, kMaxWidth);
+}
+
+std::vector<std::int32_t> read_stop_tokens(const JsonFields& fields, int vocab) {
+  std::vector<std::int32_t> tokens;
+  if (!fields.has("eos_token_id")) return tokens;
+  const json& value = fields.at("eos_token_id");
+  if (!value.is_array()) return {fields.integer_of("eos_token_id", value, 0, vocab - 1)};
+  for (const json& token : value) tokens.push_back(fields.integer_of("eos_token_id", token, 0, vocab - 1));
+  return tokens;
+}
+
+void read_generation(const JsonFields& fields, ModelConfig& config) {
+  if (fields.has("eos_token_id")) config.stop_tokens = read_stop_tokens(fields, config.vocab);
+  config.bos_token = fields.integer_or("bos_token_id", config.bos_token, 0, config.vocab - 1);
+  const double temperature = fields.number_or("temperature", 1, 0, 1000);
+  if (fields.boolean_or("do_sample", false)) config.default_temperature = static_cast<float>(temperature);
+  config.default_top_k = fields.integer_or("top_k", 0, 0, std::numeric_limits<int>::max());
+  config.default_top_p = static_cast<float>(fields.number_or("top_p", 1, 1e-6, 1));
+}
+
+}  // namespace
+
+ModelConfig load_config(const std::string& dir) {
+  const std::string path = dir + "/config.json";
+  std::ifstream in(path, std::ios::binary);
+  if (!in) fail(ErrorCode::kNotFound, "config", path, ": cannot be opened");
+  const json parsed = parse_file(path, in);
+  const JsonFields fields(path, parsed);
+
+  ModelConfig config;
+  config.family = read_family(fields);
+  config.model_type = fields.text("model_type");
+  refuse_unsupported(fields);
+  read_attention(fields, config);
+  read_rope(fields, config);
+  read_ffn(fields, config);
+  config.stop_tokens = read_stop_tokens(fields, config.vocab);
+  config.bos_token = fields.integer_or("bos_token_id", -1, 0, config.vocab - 1);
+
+  const std::string generation_path = dir + "/generation_config.json";
+  std::ifstream generation_in(generation_path, std::ios::binary);
+  if (generation_in) {
+    const json generation = parse_file(generation_path, generation_in);
+    read_generation(JsonFields(generation_path, generation), config);
+  }
+  return config;
+}
+
+std::vector<float> rope_table(const ModelConfig& config, int positions) {
+  constexpr int kPairs = kRopeDim / 2;
+  constexpr double kTwoPi = 6.283185307179586;
+  const YarnConfig& yarn = config.yarn;
+  // The (fractional) pair that turns `rotations` times within the original context.
+  const auto pair_of = [&](double rotations) {
+    return kRopeDim * std::log(yarn.original_max_position / (rotations * kTwoPi)) /
+           (2 * std::log(config.rope_theta));
+  };
+  double low = pair_of(yarn.beta_fast);
+  double high = pair_of(yarn.beta_slow);
+  if (yarn.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, kRopeDim - 1.0);
+  if (low == high) high += 0.001;
+
+  std::array<double, kPairs> frequency{};
+  for (int i = 0; i < kPairs; ++i) {
+    const double plain = std::pow(config.rope_theta, -2.0 * i / kRopeDim);
+    const double ramp = std::clamp((i - low) / (high - low), 0.0, 1.0);
+    frequency[static_cast<std::size_t>(i)] = plain * (1 - ramp) + plain / yarn.factor * ramp;
+  }
+  std::vector<float> table(static_cast<std::size_t>(positions) * kRopeDim);
+  for (int position = 0; position < positions; ++position) {
+    float* row = table.data() + static_cast<std::ptrdiff_t>(position) * kRopeDim;
+    for (int i = 0; i < kPairs; ++i) {
+      const double angle = position * frequency[static_cast<std::size_t>(i)];
+      row[i] = static_cast<float>(std::cos(angle) * yarn.cos_sin_factor);
+      row[i + kPairs] = static_cast<float>(std::sin(angle) * yarn.cos_sin_factor);
+    }
+  }
+  return table;
+}
+
+}  // namespace snapmla

@@ -1,0 +1,242 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "core/check.h"
+
+namespace snapmla {
+namespace {
+
+std::string layer_prefix(int layer) {
+  return "model.layers." + std::to_string(layer) + '.';
+}
+
+std::int64_t element_count(const std::vector<std::int64_t>& shape) {
+  std::int64_t count = 1;
+  for (const std::int64_t extent : shape) count *= extent;
+  return count;
+}
+
+void visit_ffn(const TensorVisitor& visit, const std::string& prefix, std::int64_t hidden,
+               std::int64_t inter) {
+  visit(prefix + "gate_proj.weight", {inter, hidden});
+  visit(prefix + "up_proj.weight", {inter, hidden});
+  visit(prefix + "down_proj.weight", {hidden, inter});
+}
+
+void visit_attention(const TensorVisitor& visit, const std::string& prefix, const ModelConfig& config) {
+  const std::int64_t hidden = config.hidden;
+  const std::int64_t q_width = std::int64_t{config.heads} * (config.nope_dim + kRopeDim);
+  const std::int64_t kv_width = std::int64_t{config.heads} * (config.nope_dim + config.v_dim);
+  if (config.q_lora > 0) {
+    visit(prefix + "q_a_proj.weight", {config.q_lora, hidden});
+    if (config.attention_bias) visit(prefix + "q_a_proj.bias", {config.q_lora});
+    visit(prefix + "q_a_layernorm.weight", {config.q_lora});
+    visit(prefix + "q_b_proj.weight", {q_width, config.q_lora});
+  } else {
+    visit(prefix + "q_proj.weight", {q_width, hidden});
+  }
+  visit(prefix + "kv_a_proj_with_mqa.weight", {kTokenDim, hidden});
+  if (config.attention_bias) visit(prefix + "kv_a_proj_with_mqa.bias", {kTokenDim});
+  visit(prefix + "kv_a_layernorm.weight", {kLatentDim});
+  visit(prefix + "kv_b_proj.weight", {kv_width, kLatentDim});
+  visit(prefix + "o_proj.weight", {hidden, std::int64_t{config.heads} * config.v_dim});
+  if (config.attention_bias) visit(prefix + "o_proj.bias", {hidden});
+}
+
+void visit_moe(const TensorVisitor& visit, const std::string& prefix, const ModelConfig& config) {
+  visit(prefix + "gate.weight", {config.num_experts, config.hidden});
+  if (config.router_bias) visit(prefix + "gate.e_score_correction_bias", {config.num_experts});
+  for (int expert = 0; expert < config.num_experts; ++expert) {
+    visit_ffn(visit, prefix + "experts." + std::to_string(expert) + '.', config.hidden,
+              config.moe_intermediate);
+  }
+  if (config.num_shared_experts > 0) {
+    visit_ffn(visit, prefix + "shared_experts.", config.hidden,
+              std::int64_t{config.num_shared_experts} * config.moe_intermediate);
+  }
+}
+
+/// Reads tensors by name, with the shapes of for_each_tensor, and puts them on the backend.
+class Loader {
+ public:
+  Loader(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config)
+      : backend_(backend), checkpoint_(checkpoint) {
+    // Before the first read: a checkpoint of many gigabytes must not fail in its last tensor.
+    for_each_tensor(config, [this](const std::string& name, const std::vector<std::int64_t>& shape) {
+      const TensorInfo& info = checkpoint_.info(name);
+      const bool readable =
+          info.dtype == DType::kBF16 || info.dtype == DType::kF16 || info.dtype == DType::kF32;
+      // The read throws then, and names file, tensor and rule.
+      if (info.shape != shape || !readable) static_cast<void>(checkpoint_.read_bf16(name, shape));
+      weights_.num_parameters += element_count(shape);
+      shapes_.emplace(name, shape);
+    });
+  }
+
+  ConstTensorView bf16(const std::string& name) {
+    const std::vector<std::int64_t>& shape = shapes_.at(name);
+    return upload(checkpoint_.read_bf16(name, shape), DType::kBF16, shape);
+  }
+
+  ConstTensorView f32(const std::string& name) {
+    const std::vector<std::int64_t>& shape = shapes_.at(name);
+    return upload(checkpoint_.read_f32(name, shape), DType::kF32, shape);
+  }
+
+  LinearWeight linear(const std::string& prefix) {
+    LinearWeight linear;
+    linear.weight = bf16(prefix + ".weight");
+    if (shapes_.count(prefix + ".bias") != 0) linear.bias = bf16(prefix + ".bias");
+    return linear;
+  }
+
+  FfnWeights ffn(const std::string& prefix) {
+    return {.gate = linear(prefix + "gate_proj"),
+            .up = linear(prefix + "up_proj"),
+            .down = linear(prefix + "down_proj")};
+  }
+
+  /// <prefix><expert>.<name>.weight of all experts, stacked [experts, out, in].
+  ConstTensorView experts(const std::string& prefix, const std::string& name, int count) {
+    const std::vector<std::int64_t> shape = shapes_.at(prefix + "0." + name + ".weight");
+    const std::int64_t bytes = element_count(shape) * size_of(DType::kBF16);
+    auto* stack = static_cast<std::byte*>(allocate(count * bytes));
+    for (int expert = 0; expert < count; ++expert) {
+      const std::string tensor = prefix + std::to_string(expert) + '.' + name + ".weight";
+      const std::vector<Bf16> values = checkpoint_.read_bf16(tensor, shape);
+      copy(stack + expert * bytes, values.data(), bytes);
+    }
+    return {stack, DType::kBF16, {count, shape[0], shape[1]}};
+  }
+
+  /// kv_b_proj [heads * (nope + v), 512], per head nope rows of W_UK and then v rows of W_UV, into the two.
+  void split_kv_b(const std::string& name, const ModelConfig& config, AttentionWeights& attention) {
+    const std::vector<Bf16> kv_b = checkpoint_.read_bf16(name, shapes_.at(name));
+    const std::int64_t nope = std::int64_t{config.nope_dim} * kLatentDim;
+    const std::int64_t v = std::int64_t{config.v_dim} * kLatentDim;
+    std::vector<Bf16> w_uk;
+    std::vector<Bf16> w_uv;
+    for (auto head = kv_b.begin(); head != kv_b.end(); head += nope + v) {
+      w_uk.insert(w_uk.end(), head, head + nope);
+      w_uv.insert(w_uv.end(), head + nope, head + nope + v);
+    }
+    attention.w_uk = upload(w_uk, DType::kBF16, {config.heads, config.nope_dim, kLatentDim});
+    attention.w_uv = upload(w_uv, DType::kBF16, {config.heads, config.v_dim, kLatentDim});
+  }
+
+  [[nodiscard]] ModelWeights& weights() { return weights_; }
+
+ private:
+  void* allocate(std::int64_t bytes) {
+    weights_.bytes += bytes;
+    return weights_.buffers.emplace_back(backend_, bytes).data();
+  }
+
+  void copy(void* dst, const void* src, std::int64_t bytes) {
+    backend_.copy(dst, src, bytes, CopyKind::kHostToDevice, Stream{});
+    backend_.synchronize(Stream{});
+  }
+
+  template <class T>
+  ConstTensorView upload(const std::vector<T>& values, DType dtype, const std::vector<std::int64_t>& shape) {
+    const auto bytes = static_cast<std::int64_t>(values.size() * sizeof(T));
+    void* data = allocate(bytes);
+    copy(data, values.data(), bytes);
+    switch (shape.size()) {
+      case 1:
+        return {data, dtype, {shape[0]}};
+      case 2:
+        return {data, dtype, {shape[0], shape[1]}};
+      default:
+        SNAPMLA_ASSERT(shape.size() == 3);
+        return {data, dtype, {shape[0], shape[1], shape[2]}};
+    }
+  }
+
+  Backend& backend_;
+  const Checkpoint& checkpoint_;
+  std::map<std::string, std::vector<std::int64_t>> shapes_;
+  ModelWeights weights_;
+};
+
+AttentionWeights load_attention(Loader& loader, const std::string& prefix, const ModelConfig& config) {
+  AttentionWeights attention;
+  if (config.q_lora > 0) {
+    attention.q_a = loader.linear(prefix + "q_a_proj");
+    attention.q_a_norm = loader.bf16(prefix + "q_a_layernorm.weight");
+    attention.q_b = loader.linear(prefix + "q_b_proj");
+  } else {
+    attention.q_b = loader.linear(prefix + "q_proj");
+  }
+  attention.kv_a = loader.linear(prefix + "kv_a_proj_with_mqa");
+  attention.kv_a_norm = loader.bf16(prefix + "kv_a_layernorm.weight");
+  loader.split_kv_b(prefix + "kv_b_proj.weight", config, attention);
+  attention.o = loader.linear(prefix + "o_proj");
+  return attention;
+}
+
+LayerWeights load_layer(Loader& loader, int index, const ModelConfig& config) {
+  const std::string prefix = layer_prefix(index);
+  const std::string mlp = prefix + "mlp.";
+  LayerWeights layer;
+  layer.attention_norm = loader.bf16(prefix + "input_layernorm.weight");
+  layer.attention = load_attention(loader, prefix + "self_attn.", config);
+  layer.ffn_norm = loader.bf16(prefix + "post_attention_layernorm.weight");
+  if (!config.is_moe_layer(index)) {
+    layer.ffn = loader.ffn(mlp);
+    return layer;
+  }
+  layer.moe.router = loader.f32(mlp + "gate.weight");
+  if (config.router_bias) layer.moe.router_bias = loader.f32(mlp + "gate.e_score_correction_bias");
+  layer.moe.gate = loader.experts(mlp + "experts.", "gate_proj", config.num_experts);
+  layer.moe.up = loader.experts(mlp + "experts.", "up_proj", config.num_experts);
+  layer.moe.down = loader.experts(mlp + "experts.", "down_proj", config.num_experts);
+  if (config.num_shared_experts > 0) layer.ffn = loader.ffn(mlp + "shared_experts.");
+  return layer;
+}
+
+}  // namespace
+
+void for_each_tensor(const ModelConfig& config, const TensorVisitor& visit) {
+  visit("model.embed_tokens.weight", {config.vocab, config.hidden});
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    const std::string prefix = layer_prefix(layer);
+    visit(prefix + "input_layernorm.weight", {config.hidden});
+    visit_attention(visit, prefix + "self_attn.", config);
+    visit(prefix + "post_attention_layernorm.weight", {config.hidden});
+    if (config.is_moe_layer(layer)) {
+      visit_moe(visit, prefix + "mlp.", config);
+    } else {
+      visit_ffn(visit, prefix + "mlp.", config.hidden, config.intermediate);
+    }
+  }
+  visit("model.norm.weight", {config.hidden});
+  if (!config.tied_embeddings) visit("lm_head.weight", {config.vocab, config.hidden});
+}
+
+std::int64_t count_parameters(const ModelConfig& config) {
+  std::int64_t count = 0;
+  for_each_tensor(config, [&](const std::string&, const std::vector<std::int64_t>& shape) {
+    count += element_count(shape);
+  });
+  return count;
+}
+
+ModelWeights load_weights(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config) {
+  Loader loader(backend, checkpoint, config);
+  ModelWeights& weights = loader.weights();
+  weights.embedding = loader.bf16("model.embed_tokens.weight");
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    weights.layers.push_back(load_layer(loader, layer, config));
+  }
+  weights.norm = loader.bf16("model.norm.weight");
+  weights.lm_head = config.tied_embeddings ? LinearWeight{.weight = weights.embedding, .bias = {}}
+                                           : loader.linear("lm_head");
+  return std::move(weights);
+}
+
+}  // namespace snapmla

@@ -1,0 +1,78 @@
+// Weights: the tensors of a Hugging Face checkpoint, by name, on a backend.
+//
+// kv_b_proj is split once into W_UK [heads, nope, 512] and W_UV [heads, v, 512], row blocks of each head, and
+// never multiplied into another projection. The experts of a layer are stacked. Tensors of layers beyond
+// num_hidden_layers (multi-token prediction) and tensors with names of their own are left alone.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/device_buffer.h"
+#include "model/config.h"
+#include "model/safetensors.h"
+
+namespace snapmla {
+
+struct LinearWeight {
+  ConstTensorView weight{};  ///< [out, in] bf16
+  ConstTensorView bias{};    ///< [out] bf16, or absent
+};
+
+struct AttentionWeights {
+  LinearWeight q_a{};           ///< [q_lora, hidden]; absent without q_lora
+  ConstTensorView q_a_norm{};   ///< [q_lora]
+  LinearWeight q_b{};           ///< [heads * (nope + 64), q_lora], or from hidden without q_lora
+  LinearWeight kv_a{};          ///< [576, hidden]
+  ConstTensorView kv_a_norm{};  ///< [512]
+  ConstTensorView w_uk{};       ///< [heads, nope, 512]
+  ConstTensorView w_uv{};       ///< [heads, v, 512]
+  LinearWeight o{};             ///< [hidden, heads * v]
+};
+
+/// down(silu(gate x) * up x). A dense FFN or the shared experts, which are one FFN of their summed width.
+struct FfnWeights {
+  LinearWeight gate{};
+  LinearWeight up{};
+  LinearWeight down{};
+};
+
+struct MoeWeights {
+  ConstTensorView router{};       ///< [experts, hidden] f32
+  ConstTensorView router_bias{};  ///< [experts] f32, or absent
+  ConstTensorView gate{};         ///< [experts, inter, hidden] bf16
+  ConstTensorView up{};           ///< [experts, inter, hidden] bf16
+  ConstTensorView down{};         ///< [experts, hidden, inter] bf16
+};
+
+struct LayerWeights {
+  ConstTensorView attention_norm{};  ///< [hidden]
+  AttentionWeights attention{};
+  ConstTensorView ffn_norm{};  ///< [hidden]
+  FfnWeights ffn{};            ///< dense layers: all; expert layers: the shared experts, or absent
+  MoeWeights moe{};            ///< expert layers only
+};
+
+struct ModelWeights {
+  ConstTensorView embedding{};  ///< [vocab, hidden]
+  std::vector<LayerWeights> layers;
+  ConstTensorView norm{};  ///< [hidden]
+  LinearWeight lm_head{};  ///< [vocab, hidden]; the embedding itself if tied
+  std::vector<DeviceBuffer> buffers;
+  std::int64_t num_parameters = 0;  ///< elements of the tensors read
+  std::int64_t bytes = 0;           ///< on the device
+};
+
+using TensorVisitor = std::function<void(const std::string& name, const std::vector<std::int64_t>& shape)>;
+
+/// Names every tensor that a checkpoint of this config must hold. Host only.
+void for_each_tensor(const ModelConfig& config, const TensorVisitor& visit);
+std::int64_t count_parameters(const ModelConfig& config);  ///< elements of them all
+
+/// Checks that all tensors are there with the right shapes before the first is read, then reads them. Throws
+/// as Checkpoint does, naming file and tensor, and Error(kOutOfMemory).
+ModelWeights load_weights(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config);
+
+}  // namespace snapmla
