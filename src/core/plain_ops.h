@@ -94,11 +94,11 @@ class PlainOps {
   virtual void head_linear(const ConstTensorView& x, const ConstTensorView& weight, bool transposed,
                            const TensorView& out, Stream) const = 0;
 
-  /// Rotates x [n, heads, 64] bf16 (any strides but the last) into out, same shape; positions [n].
+  /// Rotates x [n, heads, 64] bf16 (any strides but the last) into out, same shape; positions [n]. out may be x.
   virtual void rope(const ConstTensorView& x, const RopeParams& rope, const TensorView& out,
                     Stream) const = 0;
 
-  /// out = silu(gate) * up, all [n, d] bf16; silu(gate) is not rounded between.
+  /// out = silu(gate) * up, all [n, d] bf16; silu(gate) is not rounded between; out may be gate or up.
   virtual void silu_mul(const ConstTensorView& gate, const ConstTensorView& up, const TensorView& out,
                         Stream) const = 0;
 

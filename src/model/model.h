@@ -44,12 +44,20 @@ class Model {
   /// Loads config and weights of a Hugging Face folder. Throws Error (kNotFound, kCorruptFile, kUnsupported,
   /// kOutOfMemory) naming file and tensor.
   static std::unique_ptr<Model> load(Backend& backend, const std::string& dir, const ModelLimits& limits);
+
+  /// As above with a config of the caller's in place of the folder's config.json.
+  static std::unique_ptr<Model> load(Backend& backend, const std::string& dir, const ModelConfig& config,
+                                     const ModelLimits& limits);
   virtual ~Model() = default;
 
   [[nodiscard]] virtual const ModelConfig& config() const = 0;
   [[nodiscard]] virtual const ModelLimits& limits() const = 0;
   [[nodiscard]] virtual std::int64_t num_parameters() const = 0;  ///< as stored in the checkpoint
   [[nodiscard]] virtual std::int64_t weight_bytes() const = 0;    ///< on the device
+
+  // Both check tokens, positions and pages and throw Error(kInvalidArgument) before any work. Host arrays are
+  // not needed after the call. A row's logits depend on its own request alone, bit for bit, whatever else is
+  // in the batch and however its prompt was cut into chunks.
 
   /// `cache` is one view a layer. Logits [1, vocab] f32 (device) of the chunk's last token are written to
   /// logits() row 0 if `want_logits`.
