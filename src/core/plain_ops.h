@@ -94,7 +94,8 @@ class PlainOps {
   virtual void head_linear(const ConstTensorView& x, const ConstTensorView& weight, bool transposed,
                            const TensorView& out, Stream) const = 0;
 
-  /// Rotates x [n, heads, 64] bf16 (any strides but the last) into out, same shape; positions [n]. out may be x.
+  /// Rotates x [n, heads, 64] bf16 (any strides but the last) into out, same shape; positions [n]. out may be
+  /// x.
   virtual void rope(const ConstTensorView& x, const RopeParams& rope, const TensorView& out,
                     Stream) const = 0;
 
