@@ -23,6 +23,7 @@
 #include "core/bf16.h"
 #include "core/e4m3.h"
 #include "core/parallel.h"
+#include "reference/multiversion.h"
 #include "reference/ops.h"
 #include "reference/page.h"
 
@@ -33,7 +34,6 @@ constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
 /// Up to 64 cached tokens as stored, widened to fp32.
 struct Block {
-  int tokens = 0;
   std::array<std::array<float, kTokenDim>, kPageTokens> token;
   std::array<float, kPageTokens> scale;
 };
@@ -51,13 +51,24 @@ struct RowState {
   std::array<double, kLatentDim> out{};
 };
 
+/// The value of each e4m3 code: decoding 512 codes a token took a fifth of the time at 4 heads.
+const std::array<float, 256>& e4m3_values() {
+  static const std::array<float, 256> values = [] {
+    std::array<float, 256> table{};
+    for (std::size_t code = 0; code < table.size(); ++code)
+      table[code] = to_float(E4m3{static_cast<std::uint8_t>(code)});
+    return table;
+  }();
+  return values;
+}
+
 void load_block(const CacheView& cache, std::int64_t page, int tokens, Block& block) {
-  block.tokens = tokens;
+  const std::array<float, 256>& values = e4m3_values();
   for (int t = 0; t < tokens; ++t) {
     float* row = block.token[static_cast<std::size_t>(t)].data();
     if (cache.format == CacheFormat::kFp8) {
       const E4m3* latent = page_row<E4m3>(cache.latent, page, t);
-      for (int d = 0; d < kLatentDim; ++d) row[d] = to_float(latent[d]);
+      for (int d = 0; d < kLatentDim; ++d) row[d] = values[latent[d].bits];
       block.scale[static_cast<std::size_t>(t)] = *page_row<float>(cache.scale, page, t);
     } else {
       const Bf16* latent = page_row<Bf16>(cache.latent, page, t);
@@ -88,7 +99,8 @@ QueryRow load_query(const DecodeParams& params, std::int64_t row) {
 
 /// Sum over 576 products: 16 lanes of 36 terms in fp32 (a fixed order that compilers can vectorise), then
 /// fp64.
-double dot(const std::array<float, kTokenDim>& a, const std::array<float, kTokenDim>& b) {
+SNAPMLA_ALWAYS_INLINE double dot(const std::array<float, kTokenDim>& a,
+                                 const std::array<float, kTokenDim>& b) {
   constexpr std::size_t kLanes = 16;
   std::array<float, kLanes> lane{};
   for (std::size_t d = 0; d < kTokenDim; d += kLanes) {
@@ -117,7 +129,8 @@ float quantize_weights(CacheFormat format, const Block& block, int visible,
 }
 
 /// Adds the first `visible` tokens of a block to a row.
-void attend(CacheFormat format, const QueryRow& query, const Block& block, int visible, RowState& state) {
+SNAPMLA_MULTIVERSION void attend(CacheFormat format, const QueryRow& query, const Block& block, int visible,
+                                 RowState& state) {
   const auto count = static_cast<std::size_t>(visible);
   std::array<double, kPageTokens> logit;
   double block_max = kMinusInfinity;
