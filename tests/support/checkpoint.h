@@ -4,8 +4,9 @@
 // operations, and rounded to bf16, so that tests/tools/make_model_goldens.py makes the same bits with numpy:
 //     z = (sum of the four 16-bit parts of splitmix64(seed ^ fnv1a(name), index) - 131070) * (1 / 37837.2)
 //     value = bf16(offset + z * gain)
-// z has mean 0 and variance 1. Gains (see spec_of) give attention logits a std above 2 and every part of a
-// layer a share of the result, so that a mistake in any of them shows in the logits.
+// z has mean 0 and variance 1. Gains (see spec_of) give attention logits a std of about the config's
+// test_query_gain (2.5 if there is none) and every part of a layer a share of the result, so that a mistake
+// in any of them shows in the logits.
 #pragma once
 
 #include <cmath>
@@ -53,13 +54,13 @@ inline bool ends_with(const std::string& text, const std::string& suffix) {
          text.compare(text.size() - suffix.size(), suffix.size(), suffix) == 0;
 }
 
-inline ValueSpec spec_of(const std::string& name, const std::vector<std::int64_t>& shape) {
+inline ValueSpec spec_of(const std::string& name, const std::vector<std::int64_t>& shape, double query_gain) {
   if (ends_with(name, "norm.weight")) return {0.25F, 1.0F};
   if (ends_with(name, "embed_tokens.weight")) return {1.0F, 0.0F};
   if (ends_with(name, "e_score_correction_bias")) return {0.2F, 0.0F};
   if (ends_with(name, ".bias")) return {0.5F, 0.0F};
   double gain = 1.0;
-  if (ends_with(name, "q_proj.weight") || ends_with(name, "q_b_proj.weight")) gain = 2.5;
+  if (ends_with(name, "q_proj.weight") || ends_with(name, "q_b_proj.weight")) gain = query_gain;
   if (ends_with(name, "o_proj.weight")) gain = 2.0;
   if (ends_with(name, "down_proj.weight")) gain = 1.5;
   if (ends_with(name, "mlp.gate.weight")) gain = 2.0;
@@ -67,9 +68,9 @@ inline ValueSpec spec_of(const std::string& name, const std::vector<std::int64_t
   return {static_cast<float>(gain / std::sqrt(static_cast<double>(shape.back()))), 0.0F};
 }
 
-inline NamedTensor random_tensor(std::uint64_t seed, const std::string& name,
-                                 std::vector<std::int64_t> shape) {
-  const ValueSpec spec = spec_of(name, shape);
+inline NamedTensor random_tensor(std::uint64_t seed, const std::string& name, std::vector<std::int64_t> shape,
+                                 double query_gain) {
+  const ValueSpec spec = spec_of(name, shape, query_gain);
   const std::uint64_t state = seed ^ fnv1a(name);
   std::size_t count = 1;
   for (const std::int64_t extent : shape) count *= static_cast<std::size_t>(extent);
@@ -91,8 +92,9 @@ inline std::vector<NamedTensor> make_tensors(const nlohmann::json& config, std::
     return it == config.end() || it->is_null() ? 0 : it->get<std::int64_t>();
   };
   std::vector<NamedTensor> tensors;
+  const double query_gain = config.value("test_query_gain", 2.5);
   const auto add = [&](const std::string& name, std::vector<std::int64_t> shape) {
-    tensors.push_back(random_tensor(seed, name, std::move(shape)));
+    tensors.push_back(random_tensor(seed, name, std::move(shape), query_gain));
   };
   const std::int64_t hidden = field("hidden_size");
   const std::int64_t heads = field("num_attention_heads");

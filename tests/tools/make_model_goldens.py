@@ -1,0 +1,463 @@
+#!/usr/bin/env python3
+"""Makes tests/data/goldens/*.json: logits of tiny random DeepSeek-V2/V3 models by Hugging Face transformers.
+
+Weights are a function of (seed, tensor name, index), the same one as in tests/support/checkpoint.h, so only
+configs, tokens and logits are stored. Each model is written as a Hugging Face folder and loaded from it, in
+fp32 (the goldens) and in BF16; the differences between the two are stored, and the C++ test allows twice them.
+
+So that a mistake shows and rounding does not, the script asserts
+  - attention logits with a standard deviation of at least 2 over the keys of a row, in every layer,
+  - prompts longer than YaRN's original context,
+  - routing and greedy choices with a clear margin: prompt tokens are searched one by one for it, and the last
+    one so that eight greedy steps have it too,
+  - what the C++ code takes for granted about transformers: m^2 in the softmax scale of both families, and an
+    eps of 1e-6 in the latent norms whatever rms_norm_eps says.
+
+Usage: python3 tests/tools/make_model_goldens.py [name ...]      (needs torch, transformers >= 5.17, numpy)
+"""
+
+import json
+import math
+import pathlib
+import struct
+import sys
+import tempfile
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+OUT = pathlib.Path(__file__).resolve().parent.parent / "data" / "goldens"
+PROMPT_TOKENS = 132
+GREEDY_TOKENS = 8
+PREFILL_POSITIONS = [0, 40, 63, 64, 100, 127, PROMPT_TOKENS - 1]
+CANDIDATES = 24  # prompt tokens tried for each position
+MIN_MARGIN = 6.0  # in units of the rms rounding noise of what is compared
+MIN_LOGIT_STD = 2.0
+
+COMMON = {
+    "vocab_size": 300,
+    "num_hidden_layers": 3,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "hidden_act": "silu",
+    "max_position_embeddings": 1280,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "first_k_dense_replace": 1,
+}
+
+MODELS = {
+    # Transformers 4 style rope_scaling, low-rank queries, groups, correction bias.
+    "v3_yarn": {
+        "test_query_gain": 1.25,
+        "model_type": "deepseek_v3",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "hidden_size": 96,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 48,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "n_routed_experts": 16,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 40,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+    },
+    # No low-rank queries, plain rope, tied embeddings, one group, attention biases, odd sizes.
+    "v3_plain": {
+        "test_query_gain": 2.3,
+        "model_type": "deepseek_v3",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "hidden_size": 80,
+        "intermediate_size": 112,
+        "moe_intermediate_size": 48,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 48,
+        "v_head_dim": 80,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+    },
+    # As DeepSeek-V2-Lite: transformers 5 style rope_parameters.
+    "v2_greedy": {
+        "test_query_gain": 1.5,
+        "model_type": "deepseek_v2",
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "hidden_size": 96,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "n_routed_experts": 12,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 3,
+        "n_group": 1,
+        "topk_group": 1,
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 40.0,
+            "original_max_position_embeddings": 48,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+        },
+    },
+    # As DeepSeek-V2: groups by their best expert, weights not normalised, and a mscale that scales cos and sin.
+    "v2_groups": {
+        "test_query_gain": 1.6,
+        "model_type": "deepseek_v2",
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "hidden_size": 96,
+        "intermediate_size": 96,
+        "moe_intermediate_size": 48,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "q_lora_rank": 64,
+        "qk_nope_head_dim": 40,
+        "v_head_dim": 24,
+        "n_routed_experts": 16,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 4,
+        "n_group": 4,
+        "topk_group": 2,
+        "topk_method": "group_limited_greedy",
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 16.0,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 16,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.707,
+        },
+    },
+}
+
+
+# The seeded weights, bit for bit those of tests/support/checkpoint.h.
+
+
+def fnv1a(text):
+    value = 0xCBF29CE484222325
+    for byte in text.encode():
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return value
+
+
+def to_bf16_bits(values):
+    bits = values.view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def gain_and_offset(name, shape, query_gain):
+    if name.endswith("norm.weight"):
+        return np.float32(0.25), np.float32(1)
+    if name.endswith("embed_tokens.weight"):
+        return np.float32(1), np.float32(0)
+    if name.endswith("e_score_correction_bias"):
+        return np.float32(0.2), np.float32(0)
+    if name.endswith(".bias"):
+        return np.float32(0.5), np.float32(0)
+    gain = 1.0
+    if name.endswith(("q_proj.weight", "q_b_proj.weight")):
+        gain = query_gain
+    if name.endswith("o_proj.weight"):
+        gain = 2.0
+    if name.endswith("down_proj.weight"):
+        gain = 1.5
+    if name.endswith("mlp.gate.weight"):
+        gain = 2.0
+    if name.endswith("lm_head.weight"):
+        gain = 2.0
+    return np.float32(gain / math.sqrt(shape[-1])), np.float32(0)
+
+
+def random_bf16(seed, name, shape, query_gain):
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed ^ fnv1a(name)) + np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    total = sum((z >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
+    unit = (total.astype(np.int64) - 131070).astype(np.float32) * np.float32(1 / 37837.2)
+    gain, offset = gain_and_offset(name, shape, query_gain)
+    return to_bf16_bits(offset + unit * gain)
+
+
+def tensor_shapes(config):
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    nope, v = config["qk_nope_head_dim"], config["v_head_dim"]
+    latent, rope = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    shapes = {"model.embed_tokens.weight": [config["vocab_size"], hidden]}
+
+    def add_mlp(prefix, inter):
+        shapes[prefix + "gate_proj.weight"] = [inter, hidden]
+        shapes[prefix + "up_proj.weight"] = [inter, hidden]
+        shapes[prefix + "down_proj.weight"] = [hidden, inter]
+
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        attention = {"kv_a_proj_with_mqa.weight": [latent + rope, hidden], "kv_a_layernorm.weight": [latent]}
+        attention["kv_b_proj.weight"] = [heads * (nope + v), latent]
+        attention["o_proj.weight"] = [hidden, heads * v]
+        if config["q_lora_rank"]:
+            attention["q_a_proj.weight"] = [config["q_lora_rank"], hidden]
+            attention["q_a_layernorm.weight"] = [config["q_lora_rank"]]
+            attention["q_b_proj.weight"] = [heads * (nope + rope), config["q_lora_rank"]]
+        else:
+            attention["q_proj.weight"] = [heads * (nope + rope), hidden]
+        if config["attention_bias"]:
+            for name in ("q_a_proj", "kv_a_proj_with_mqa", "o_proj"):
+                if name + ".weight" in attention:
+                    attention[name + ".bias"] = attention[name + ".weight"][:1]
+        shapes.update({prefix + "self_attn." + name: shape for name, shape in attention.items()})
+        shapes[prefix + "input_layernorm.weight"] = [hidden]
+        shapes[prefix + "post_attention_layernorm.weight"] = [hidden]
+        if layer < config["first_k_dense_replace"]:
+            add_mlp(prefix + "mlp.", config["intermediate_size"])
+            continue
+        experts, inter = config["n_routed_experts"], config["moe_intermediate_size"]
+        shapes[prefix + "mlp.gate.weight"] = [experts, hidden]
+        if config["model_type"] == "deepseek_v3":
+            shapes[prefix + "mlp.gate.e_score_correction_bias"] = [experts]
+        for expert in range(experts):
+            add_mlp(f"{prefix}mlp.experts.{expert}.", inter)
+        add_mlp(prefix + "mlp.shared_experts.", inter * config["n_shared_experts"])
+    shapes["model.norm.weight"] = [hidden]
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = [config["vocab_size"], hidden]
+    return shapes
+
+
+def write_folder(folder, config, seed):
+    header, data = {}, bytearray()
+    for name, shape in tensor_shapes(config).items():
+        begin = len(data)
+        data += random_bf16(seed, name, shape, config["test_query_gain"]).tobytes()
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, len(data)]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+# Runs and margins.
+
+
+def load(folder, dtype, attention):
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
+    )
+    problems = {key: value for key, value in info.items() if value}
+    assert not problems, problems
+    return model.eval()
+
+
+def choice_scores(model, router_logits):
+    """What top-k looks at, before groups are cut."""
+    config = model.config
+    if config.model_type == "deepseek_v2":
+        return [logits.float().softmax(-1) for logits in router_logits]
+    biases = [layer.mlp.gate.e_score_correction_bias for layer in model.model.layers[config.first_k_dense_replace :]]
+    return [logits.float().sigmoid() + bias for logits, bias in zip(router_logits, biases)]
+
+
+def route_margin(config, scores):
+    """Gap between the last chosen and the first rejected, of groups and of experts; [..., experts] -> [...]."""
+    groups, kept = config.get("n_group") or 1, config.get("topk_group") or 1
+    if config.get("topk_method") == "greedy":
+        groups, kept = 1, 1
+    margin = torch.full(scores.shape[:-1], torch.inf)
+    grouped = scores.unflatten(-1, (groups, -1))
+    if kept < groups:
+        best = 1 if config["model_type"] == "deepseek_v2" else 2
+        group_scores = grouped.topk(best, -1).values.sum(-1)
+        top = group_scores.topk(kept + 1, -1).values
+        margin = torch.minimum(margin, top[..., kept - 1] - top[..., kept])
+        keep = torch.zeros_like(group_scores).scatter(-1, group_scores.topk(kept, -1).indices, 1).bool()
+        grouped = grouped.masked_fill(~keep.unsqueeze(-1), -torch.inf)
+    k = config["num_experts_per_tok"]
+    top = grouped.flatten(-2).topk(k + 1, -1).values
+    return torch.minimum(margin, top[..., k - 1] - top[..., k])
+
+
+def run(model, tokens):
+    """Logits [batch, n, vocab] and choice scores a layer [batch, n, experts]."""
+    with torch.no_grad():
+        out = model(torch.tensor(tokens), output_router_logits=True, use_cache=False)
+    shape = (len(tokens), len(tokens[0]), -1)
+    scores = choice_scores(model, [logits.reshape(shape) for logits in out.router_logits])
+    return out.logits.float(), scores
+
+
+def margins(config, scores, noise):
+    """The smallest routing margin over layers, in units of noise; [batch, n]."""
+    return torch.stack([route_margin(config, s) / n for s, n in zip(scores, noise)]).amin(0)
+
+
+def gap(logits):
+    top = logits.topk(2, -1).values
+    return top[..., 0] - top[..., 1]
+
+
+def rounding_noise(a, b):
+    """Standard deviation of a - b, unmoved by the few rows where a routing choice flipped."""
+    return 1.48 * (a - b).abs().median()
+
+
+def find_prompt(config, fp32, bf16, rng):
+    tokens = rng.integers(2, config["vocab_size"], PROMPT_TOKENS).tolist()
+    logits32, scores32 = run(fp32, [tokens])
+    logits16, scores16 = run(bf16, [tokens])
+    noise = [rounding_noise(a, b) for a, b in zip(scores32, scores16)]
+    logit_noise = rounding_noise(logits32, logits16)
+    prompt = []
+    while len(prompt) < PROMPT_TOKENS - 1:
+        tries = [prompt + [t] for t in rng.integers(2, config["vocab_size"], CANDIDATES).tolist()]
+        logits, scores = run(fp32, tries)
+        clear = margins(config, scores, noise)[:, -1]
+        if len(prompt) in PREFILL_POSITIONS:
+            clear = torch.minimum(clear, gap(logits)[:, -1] / logit_noise)
+        prompt = tries[int(clear.argmax())]
+    best, best_clear = None, -1.0
+    for _ in range(40):
+        tries = [prompt + [t] for t in rng.integers(2, config["vocab_size"], CANDIDATES).tolist()]
+        clear = torch.full((CANDIDATES,), torch.inf)
+        for _ in range(GREEDY_TOKENS + 1):
+            logits, scores = run(fp32, tries)
+            step = torch.minimum(margins(config, scores, noise)[:, -1], gap(logits)[:, -1] / logit_noise)
+            clear = torch.minimum(clear, step)
+            alive = [i for i in range(len(tries)) if clear[i] > best_clear]
+            if not alive:
+                break
+            tries = [tries[i] + [int(logits[i, -1].argmax())] for i in alive]
+            clear = clear[alive]
+        if alive:
+            best, best_clear = tries[int(clear.argmax())], float(clear.max())
+        if best_clear >= MIN_MARGIN:
+            break
+    # The last token of `best` came from the last step's logits and is not fed.
+    return best[:-1], best[PROMPT_TOKENS:], best_clear
+
+
+def check_attention(config, fp32, tokens):
+    with torch.no_grad():
+        out = fp32(torch.tensor([tokens]), output_attentions=True, use_cache=False)
+    n = len(tokens)
+    for layer, attention in enumerate(out.attentions):
+        rows = [attention[0, :, i, : i + 1].log().clamp(min=-80).std(-1).mean() for i in range(n // 2, n)]
+        std = float(torch.stack(rows).mean())
+        assert std >= MIN_LOGIT_STD, f"layer {layer}: attention logits have std {std:.2f}"
+        print(f"  layer {layer}: attention logit std {std:.2f}")
+
+
+def check_transformers(config, model):
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    scale = (config["qk_nope_head_dim"] + config["qk_rope_head_dim"]) ** -0.5
+    if rope:
+        scale *= (0.1 * rope["mscale_all_dim"] * math.log(rope["factor"]) + 1) ** 2
+        assert PROMPT_TOKENS > 2 * rope["original_max_position_embeddings"]
+    for layer in model.model.layers:
+        assert math.isclose(layer.self_attn.scaling, scale, rel_tol=1e-6), (layer.self_attn.scaling, scale)
+        assert layer.self_attn.kv_a_layernorm.variance_epsilon == 1e-6
+        assert layer.input_layernorm.variance_epsilon == config["rms_norm_eps"]
+        if config["q_lora_rank"]:
+            assert layer.self_attn.q_a_layernorm.variance_epsilon == 1e-6
+
+
+def make(name):
+    config = {**COMMON, **MODELS[name]}
+    seed = fnv1a(name) % 2**31
+    print(name)
+    with tempfile.TemporaryDirectory() as temp:
+        folder = pathlib.Path(temp)
+        write_folder(folder, config, seed)
+        fp32 = load(folder, torch.float32, "eager")
+        bf16 = load(folder, torch.bfloat16, "sdpa")
+    check_transformers(config, fp32)
+    tokens, greedy, clear = find_prompt(config, fp32, bf16, np.random.default_rng(seed))
+    check_attention(config, fp32, tokens)
+    logits32, scores32 = run(fp32, [tokens])
+    logits16, scores16 = run(bf16, [tokens])
+    positions = PREFILL_POSITIONS + list(range(PROMPT_TOKENS, PROMPT_TOKENS + GREEDY_TOKENS))
+    noise = [rounding_noise(a, b) for a, b in zip(scores32, scores16)]
+    prompt_margin = float(margins(config, scores32, noise).min())
+    difference = (logits32 - logits16)[0, positions]
+    max_abs, rms = float(difference.abs().max()), float(difference.square().mean().sqrt())
+    std = float(logits32[0, positions].std())
+    print(f"  margins: prompt {prompt_margin:.1f}, greedy {clear:.1f}")
+    print(f"  logit std {std:.2f}; BF16 - fp32: max {max_abs:.4f}, rms {rms:.4f} ({100 * rms / std:.2f} %)")
+    assert min(prompt_margin, clear) >= 0.5 * MIN_MARGIN, "no clear margins: try another seed"
+    assert torch.equal(logits32[0, positions].argmax(-1), logits16[0, positions].argmax(-1))
+    golden = {
+        "seed": seed,
+        "config": config,
+        "prompt": tokens[:PROMPT_TOKENS],
+        "greedy": greedy,
+        "positions": positions,
+        "bf16_max_abs": float(f"{max_abs:.6g}"),
+        "bf16_rms": float(f"{rms:.6g}"),
+        "logits": [[float(f"{x:.6g}") for x in row] for row in logits32[0, positions].tolist()],
+    }
+    rows = ",\n".join("  " + json.dumps(row) for row in golden.pop("logits"))
+    head = json.dumps(golden, indent=1)[:-2]
+    (OUT / f"{name}.json").write_text(f'{head},\n "logits": [\n{rows}\n ]\n}}\n')
+
+
+def main():
+    torch.set_num_threads(1)
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name in sys.argv[1:] or MODELS:
+        make(name)
+
+
+if __name__ == "__main__":
+    main()
