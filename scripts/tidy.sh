@@ -13,7 +13,7 @@ files=("$@")
 # clang-tidy counts on stderr the warnings it kept silent about (system headers); only those lines are dropped.
 status=0
 printf '%s\0' "${files[@]}" |
-  xargs -0 -n 1 -P "$(nproc)" "$tidy" -p "$build" --quiet 2> >(grep -Ev '^[0-9]+ warnings? generated' >&2) || status=1
+  xargs -0 -n 1 -P "${TIDY_JOBS:-$(nproc)}" "$tidy" -p "$build" --quiet 2> >(grep -Ev '^[0-9]+ warnings? generated' >&2) || status=1
 if [[ $status -ne 0 ]]; then
   echo "clang-tidy: findings above; .clang-tidy says which checks run and why" >&2
   exit 1
