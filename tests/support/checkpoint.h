@@ -63,7 +63,6 @@ inline ValueSpec spec_of(const std::string& name, const std::vector<std::int64_t
   if (ends_with(name, "q_proj.weight") || ends_with(name, "q_b_proj.weight")) gain = query_gain;
   if (ends_with(name, "o_proj.weight")) gain = 2.0;
   if (ends_with(name, "down_proj.weight")) gain = 1.5;
-  if (ends_with(name, "mlp.gate.weight")) gain = 2.0;
   if (ends_with(name, "lm_head.weight")) gain = 2.0;
   return {static_cast<float>(gain / std::sqrt(static_cast<double>(shape.back()))), 0.0F};
 }

@@ -211,8 +211,6 @@ def gain_and_offset(name, shape, query_gain):
         gain = 2.0
     if name.endswith("down_proj.weight"):
         gain = 1.5
-    if name.endswith("mlp.gate.weight"):
-        gain = 2.0
     if name.endswith("lm_head.weight"):
         gain = 2.0
     return np.float32(gain / math.sqrt(shape[-1])), np.float32(0)
