@@ -17,15 +17,11 @@ constexpr int kLanes = 16;
 // with others.
 struct Four {
   using Floats = float __attribute__((vector_size(16)));
-  using Words = std::uint32_t __attribute__((vector_size(16)));
-  using Halves = std::uint16_t __attribute__((vector_size(8)));
   static constexpr int kWidth = 4;
 };
 
 struct Eight {
   using Floats = float __attribute__((vector_size(32)));
-  using Words = std::uint32_t __attribute__((vector_size(32)));
-  using Halves = std::uint16_t __attribute__((vector_size(16)));
   static constexpr int kWidth = 8;
 };
 
@@ -36,9 +32,8 @@ SNAPMLA_ALWAYS_INLINE void load(const float* from, typename Vector::Floats& to) 
 
 template <class Vector>
 SNAPMLA_ALWAYS_INLINE void load(const Bf16* from, typename Vector::Floats& to) {
-  typename Vector::Halves halves;
-  std::memcpy(&halves, from, sizeof halves);
-  const typename Vector::Words bits = __builtin_convertvector(halves, typename Vector::Words) << 16;
+  std::uint32_t bits[Vector::kWidth];
+  for (int i = 0; i < Vector::kWidth; ++i) bits[i] = std::uint32_t{from[i].bits} << 16;
   std::memcpy(&to, &bits, sizeof to);
 }
 
@@ -69,7 +64,12 @@ template <class Vector, int kRows, int kOuts, class Weight>
 SNAPMLA_ALWAYS_INLINE void dot_rows_tile(const Tile& tile, const Weight* w) {
   constexpr int kParts = kLanes / Vector::kWidth;
   const int whole = tile.inner / kLanes * kLanes;
-  typename Vector::Floats sum[kRows][kOuts][kParts] = {};
+  typename Vector::Floats sum[kRows][kOuts][kParts];
+  for (int r = 0; r < kRows; ++r) {
+    for (int o = 0; o < kOuts; ++o) {
+      for (int part = 0; part < kParts; ++part) sum[r][o][part] = typename Vector::Floats{};
+    }
+  }
   for (int k = 0; k < whole; k += kLanes) {
     for (int part = 0; part < kParts; ++part) {
       const int at = k + part * Vector::kWidth;
