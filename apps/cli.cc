@@ -1,0 +1,197 @@
+#include "cli.h"
+
+#include <fmt/format.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+namespace snapmla::apps {
+namespace {
+
+constexpr int kLeftColumn = 30;
+constexpr int kHelpWidth = 88;
+constexpr int kMaxThreads = 1024;
+
+double size_unit(char suffix) {
+  switch (suffix) {
+    case 'k':
+    case 'K':
+      return 1024;
+    case 'm':
+    case 'M':
+      return 1024.0 * 1024;
+    default:
+      return 0;
+  }
+}
+
+std::string environment_name(const std::string& long_name) {
+  std::string name = "SNAPMLA_";
+  for (const char c : long_name) name += c == '-' ? '_' : static_cast<char>(std::toupper(c));
+  return name;
+}
+
+/// Two columns: `left`, then `text` wrapped beside it.
+std::string two_columns(const std::string& left, const std::string& text) {
+  std::string out = "  " + left;
+  auto column = static_cast<int>(out.size());
+  if (column >= kLeftColumn) {
+    out += "\n";
+    column = 0;
+  }
+  out.append(static_cast<std::size_t>(kLeftColumn - column), ' ');
+  column = kLeftColumn;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find(' ', at), text.size());
+    const auto length = static_cast<int>(end - at);
+    if (column > kLeftColumn && column + 1 + length > kHelpWidth) {
+      out += "\n" + std::string(kLeftColumn, ' ');
+      column = kLeftColumn;
+    }
+    if (column > kLeftColumn) {
+      out += ' ';
+      ++column;
+    }
+    out += text.substr(at, end - at);
+    column += length;
+    at = end + 1;
+  }
+  return out + "\n";
+}
+
+}  // namespace
+
+CLI::Validator human_size(std::int64_t least) {
+  return {[least](std::string& text) -> std::string {
+            char* end = nullptr;
+            const double number = std::strtod(text.c_str(), &end);
+            const std::string suffix = end;
+            const double unit = suffix.empty() ? 1 : suffix.size() == 1 ? size_unit(suffix[0]) : 0;
+            const double size = std::floor(number * unit);
+            const bool digits = !text.empty() && std::isdigit(static_cast<unsigned char>(text[0])) != 0;
+            constexpr double kMost = std::numeric_limits<std::int32_t>::max();
+            if (!digits || unit == 0 || !(size >= static_cast<double>(least)) || size > kMost ||
+                (suffix.empty() && size != number)) {
+              return fmt::format("must be a whole number from {} up, as 512, 4k or 1M; got '{}'", least,
+                                 text);
+            }
+            text = fmt::format("{}", static_cast<std::int64_t>(size));
+            return {};
+          },
+          "", ""};
+}
+
+CLI::Validator finite_number(double least, bool or_equal, double most) {
+  return {[=](std::string& text) -> std::string {
+            char* end = nullptr;
+            const double x = std::strtod(text.c_str(), &end);
+            const bool whole = !text.empty() && *end == '\0';
+            if (whole && std::isfinite(x) && (or_equal ? x >= least : x > least) && x <= most) return {};
+            const std::string upper = std::isfinite(most) ? fmt::format(" and at most {}", most) : "";
+            return fmt::format("must be a finite number {} {}{}; got '{}'",
+                               or_equal ? "of at least" : "greater than", least, upper, text);
+          },
+          "", ""};
+}
+
+void add_model_option(CLI::App& app, CommonOptions& options) {
+  app.add_option("model,-m,--model", options.model,
+                 "Hugging Face folder of the model; without it the bundled models/tiny-mla is used")
+      ->option_text("DIR");
+}
+
+void add_engine_options(CLI::App& app, CommonOptions& options) {
+  app.add_option("--backend", options.backend, "where it runs: auto, reference (CPU) or cuda")
+      ->check(CLI::IsMember({"auto", "reference", "cuda"}))
+      ->option_text("NAME")
+      ->capture_default_str();
+  app.add_option("--scale-rule", options.scale_rule,
+                 "scale of an FP8 row: pow2 (exact restoring) or amax (the paper's)")
+      ->check(CLI::IsMember({"pow2", "amax"}))
+      ->option_text("RULE")
+      ->capture_default_str();
+}
+
+void add_size_options(CLI::App& app, CommonOptions& options) {
+  app.add_option("--max-model-len", options.max_model_len,
+                 "prompt and generated tokens of a request at most, as 4096 or 4k (default: the model's own)")
+      ->transform(human_size(1))
+      ->option_text("N");
+  app.add_option("--num-pages", options.num_pages,
+                 "cache pages of 64 tokens in the pool (default: enough for --max-model-len)")
+      ->transform(human_size(1))
+      ->option_text("N");
+}
+
+void add_output_options(CLI::App& app, CommonOptions& options) {
+  app.add_flag("--json", options.json, "print one JSON object to standard output instead of text");
+  app.add_option("--color", options.color, "auto (a terminal without NO_COLOR), always or never")
+      ->check(CLI::IsMember({"auto", "always", "never"}))
+      ->option_text("WHEN")
+      ->capture_default_str();
+  app.add_option("--log-level", options.log_level, "debug, info, warning or error, to standard error")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->option_text("LEVEL")
+      ->capture_default_str();
+  app.add_option("--num-threads", options.num_threads, "CPU threads (default: one a hardware thread)")
+      ->check(CLI::Range(1, kMaxThreads))
+      ->option_text("N");
+}
+
+void apply(const CommonOptions& options) {
+  spdlog::set_default_logger(spdlog::stderr_logger_st("snapmla"));
+  spdlog::set_pattern("snapmla: %l: %v");
+  spdlog::set_level(spdlog::level::from_str(options.log_level));
+  if (options.num_threads > 0) {
+    setenv("SNAPMLA_NUM_THREADS", std::to_string(options.num_threads).c_str(), 1);
+  }
+}
+
+void name_environment(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    const std::vector<std::string>& names = option->get_lnames();
+    if (names.empty() || names[0] == "help" || names[0] == "version") continue;
+    option->envname(environment_name(names[0]));
+  }
+  for (CLI::App* sub : app.get_subcommands({})) name_environment(*sub);
+}
+
+void check_environment(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    if (option->get_envname().empty() || option->count() > 0) continue;
+    const char* value = std::getenv(option->get_envname().c_str());
+    if (value != nullptr && *value != '\0') {
+      throw CLI::ValidationError(option->get_envname(), fmt::format("the value '{}' is not valid for {}",
+                                                                    value, option->get_name()));
+    }
+  }
+}
+
+HelpFormatter::HelpFormatter() {
+  label("SUBCOMMAND", "COMMAND");
+}
+
+std::string HelpFormatter::make_option(const CLI::Option* option, bool is_positional) const {
+  const std::string value = option->get_option_text();
+  std::string left = is_positional ? "[" + value + "]" : option->get_name(false, true);
+  if (const auto comma = left.find(','); comma != std::string::npos) left.insert(comma + 1, " ");
+  if (!is_positional && !value.empty()) left += " " + value;
+  std::string text = option->get_description();
+  std::string notes;
+  if (!is_positional) {
+    if (!option->get_default_str().empty()) notes = "default " + option->get_default_str();
+    if (!option->get_envname().empty()) notes += (notes.empty() ? "" : "; ") + option->get_envname();
+  }
+  if (!notes.empty()) text += " [" + notes + "]";
+  return two_columns(left, text);
+}
+
+std::string HelpFormatter::make_subcommand(const CLI::App* sub) const {
+  return two_columns(sub->get_name(), sub->get_description());
+}
+
+}  // namespace snapmla::apps

@@ -1,0 +1,64 @@
+// How the command line is read: one Command a subcommand, checks for values, help a person can read, and an
+// environment variable for every flag.
+//
+// A flag --max-tokens is also SNAPMLA_MAX_TOKENS; what is typed wins. Values are checked here as far as they
+// make sense without a model (a NaN temperature is a usage error, exit 2); the rest is the library's to
+// refuse.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+
+namespace snapmla::apps {
+
+/// A subcommand: its options, and what it does once they are read. Returns the exit code.
+struct Command {
+  CLI::App* app = nullptr;
+  std::function<int()> run;
+};
+
+Command add_run(CLI::App& program);
+Command add_eval(CLI::App& program);
+Command add_inspect(CLI::App& program);
+Command add_doctor(CLI::App& program);
+
+/// Options that most commands share.
+struct CommonOptions {
+  std::string model;  ///< as given; empty: the bundled one
+  std::string backend = "auto";
+  std::string scale_rule = "pow2";
+  int max_model_len = 0;
+  std::int64_t num_pages = 0;
+  bool json = false;
+  std::string color = "auto";
+  std::string log_level = "warning";
+  int num_threads = 0;
+};
+
+void add_model_option(CLI::App& app, CommonOptions& options);
+void add_engine_options(CLI::App& app, CommonOptions& options);  ///< backend, scale rule
+void add_size_options(CLI::App& app, CommonOptions& options);    ///< longest request, pages
+void add_output_options(CLI::App& app, CommonOptions& options);  ///< json, color, log level, threads
+/// Log level and threads take effect.
+void apply(const CommonOptions& options);
+
+/// Rewrites 4096, 4k, 25.6K, 1M (1024-based) to a plain integer of at least `least`.
+CLI::Validator human_size(std::int64_t least);
+/// A finite number x with least < x (or <= if `or_equal`) and x <= most.
+CLI::Validator finite_number(double least, bool or_equal, double most);
+
+/// Gives every named option of `app` and its subcommands its environment variable.
+void name_environment(CLI::App& app);
+/// Throws CLI::ValidationError for a variable whose value was not taken (CLI11 drops bad ones from 2.4 on).
+void check_environment(const CLI::App& app);
+
+/// Help in two columns, wrapped at 88 characters, with default and variable behind each text.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  HelpFormatter();
+  std::string make_option(const CLI::Option* option, bool is_positional) const override;
+  std::string make_subcommand(const CLI::App* sub) const override;
+};
+
+}  // namespace snapmla::apps

@@ -1,0 +1,137 @@
+#include "common.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "core/check.h"
+#include "snapmla/backend.h"
+#include "terminal.h"
+
+namespace snapmla::apps {
+namespace {
+
+constexpr const char* kBundledModel = "models/tiny-mla";
+
+class File {
+ public:
+  explicit File(const std::string& path)
+      : owned_(path != "-"), fd_(owned_ ? open(path.c_str(), O_RDONLY | O_CLOEXEC) : STDIN_FILENO) {}
+  ~File() {
+    if (owned_ && fd_ >= 0) close(fd_);
+  }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  [[nodiscard]] int fd() const { return fd_; }
+
+ private:
+  bool owned_;
+  int fd_;
+};
+
+}  // namespace
+
+std::string find_model(const std::string& given) {
+  if (!given.empty()) return given;
+  namespace fs = std::filesystem;
+  std::error_code error;
+  if (fs::exists(fs::path(kBundledModel) / "config.json", error)) return kBundledModel;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  const fs::path installed = program.parent_path().parent_path() / "share/snapmla" / kBundledModel;
+  if (fs::exists(installed / "config.json", error)) return installed.string();
+  fail(ErrorCode::kNotFound, "model", "no model named and the bundled one is neither in ", kBundledModel,
+       " (from ", fs::current_path(error).string(), ") nor in ", installed.string(),
+       "; give a Hugging Face folder as MODEL");
+}
+
+std::string base_name(const std::string& path) {
+  const std::filesystem::path full = std::filesystem::path(path).lexically_normal();
+  const std::string name = full.has_filename() ? full.filename() : full.parent_path().filename();
+  return name.empty() || name == "." ? path : name;
+}
+
+ScaleRule parse_scale_rule(std::string_view name) {
+  return name == "amax" ? ScaleRule::kAmax : ScaleRule::kPowerOfTwo;
+}
+
+EngineOptions engine_options(const CommonOptions& options, CacheFormat format) {
+  EngineOptions engine{};
+  engine.model_dir = find_model(options.model);
+  engine.backend = &backend_by_name(options.backend);
+  engine.cache_format = format;
+  engine.scale_rule = parse_scale_rule(options.scale_rule);
+  engine.max_seq_len = options.max_model_len;
+  engine.num_pages = options.num_pages;
+  return engine;
+}
+
+std::int64_t tokens_that_fit(CacheFormat format, int layers, double gib) {
+  const double page = static_cast<double>(page_bytes(format)) * layers;
+  return static_cast<std::int64_t>(std::floor(gib * kGibBytes / page)) * kPageTokens;
+}
+
+std::string with_commas(std::int64_t number) {
+  std::string text = fmt::format("{}", number);
+  const std::size_t first = number < 0 ? 1 : 0;
+  for (std::size_t at = text.size(); at > first + 3;) {
+    at -= 3;
+    text.insert(at, ",");
+  }
+  return text;
+}
+
+std::string short_count(std::int64_t number) {
+  constexpr std::array kUnits{"", "K", "M", "B", "T"};
+  auto value = static_cast<double>(number);
+  std::size_t unit = 0;
+  while (value >= 999.5 && unit + 1 < kUnits.size()) {
+    value /= 1000;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{}", number) : fmt::format("{:.3g}{}", value, kUnits[unit]);
+}
+
+std::string_view label(CacheFormat format) {
+  return format == CacheFormat::kFp8 ? "FP8" : "BF16";
+}
+
+std::string read_text(const std::string& path) {
+  const File file(path);
+  const std::string name = path == "-" ? "standard input" : path;
+  if (file.fd() < 0) {
+    const ErrorCode code = errno == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo;
+    fail(code, "file", "cannot open ", name, ": ", std::strerror(errno));
+  }
+  std::string text;
+  std::array<char, 1 << 16> buffer{};
+  while (true) {
+    const ssize_t count = read(file.fd(), buffer.data(), buffer.size());
+    stop_if_asked();
+    if (count == 0) return text;
+    if (count > 0) {
+      text.append(buffer.data(), static_cast<std::size_t>(count));
+    } else if (errno != EINTR) {
+      fail(ErrorCode::kIo, "file", "cannot read ", name, ": ", std::strerror(errno));
+    }
+  }
+}
+
+std::string one_line(std::string_view text) {
+  std::string line;
+  for (const char c : text) {
+    if (c == '\n' || c == '\r' || c == '\t') {
+      line += ' ';
+    } else if (static_cast<unsigned char>(c) >= 0x20U && c != '\x7f') {
+      line += c;
+    }
+  }
+  return line;
+}
+
+}  // namespace snapmla::apps

@@ -1,0 +1,44 @@
+// What the commands share beside the command line: where the model is, what a cache costs, how numbers read.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "cli.h"
+#include "snapmla/engine.h"
+
+namespace snapmla::apps {
+
+inline constexpr double kGibBytes = 1024.0 * 1024 * 1024;
+
+/// `given`, or the bundled model: ./models/tiny-mla, else <prefix>/share/snapmla/models/tiny-mla beside the
+/// program. Throws Error(kNotFound) naming the places looked at.
+std::string find_model(const std::string& given);
+
+/// The last part of a path, for titles.
+std::string base_name(const std::string& path);
+
+ScaleRule parse_scale_rule(std::string_view name);
+
+/// Engine options from the common ones; throws where the backend cannot run.
+EngineOptions engine_options(const CommonOptions& options, CacheFormat format);
+
+/// Tokens that fit in `gib` GiB of whole pages, each page serving all layers.
+std::int64_t tokens_that_fit(CacheFormat format, int layers, double gib);
+
+/// 1234567 as "1,234,567".
+std::string with_commas(std::int64_t number);
+/// Parameters as "5.31M", "671B".
+std::string short_count(std::int64_t number);
+
+/// "FP8" or "BF16".
+std::string_view label(CacheFormat format);
+
+/// Reads a text file (or standard input for "-"). Throws Error kNotFound or kIo; a signal ends it (Stop).
+std::string read_text(const std::string& path);
+
+/// One line of any text: line breaks become spaces, other control characters are dropped.
+std::string one_line(std::string_view text);
+
+}  // namespace snapmla::apps

@@ -1,0 +1,250 @@
+// snapmla run: a prompt in, text streaming out; --compare runs both caches and shows how far they differ.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <optional>
+
+#include "checkpoint.h"
+#include "cli.h"
+#include "common.h"
+#include "engine/tokenizer.h"
+#include "evaluation.h"
+#include "model/config.h"
+#include "run_report.h"
+#include "snapmla/backend.h"
+#include "snapmla/version.h"
+#include "terminal.h"
+
+namespace snapmla::apps {
+namespace {
+
+struct RunOptions {
+  CommonOptions common{};
+  std::optional<std::string> prompt;
+  std::string prompt_file;
+  int max_tokens = 128;
+  std::optional<float> temperature;
+  std::optional<int> top_k;
+  std::optional<float> top_p;
+  std::uint64_t seed = 0;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+  std::string kv_cache_dtype = "fp8";
+  bool compare = false;
+};
+
+std::string read_prompt(const RunOptions& options) {
+  if (options.prompt) return *options.prompt;
+  const bool from_stdin = options.prompt_file.empty() || options.prompt_file == "-";
+  if (options.prompt_file.empty() && isatty(STDIN_FILENO) == 1) {
+    throw CLI::RequiredError(
+        "a prompt is needed: --prompt TEXT, --prompt-file FILE, or text on standard input");
+  }
+  std::string text = read_text(from_stdin ? "-" : options.prompt_file);
+  if (!text.empty() && text.back() == '\n') text.pop_back();  // the editor's or echo's, not the prompt's
+  return text;
+}
+
+Request make_request(const RunOptions& options, const std::vector<std::int32_t>& prompt,
+                     const ModelConfig& config) {
+  return {.prompt_tokens = prompt,
+          .max_tokens = options.max_tokens,
+          .sampling = {.temperature = options.temperature.value_or(config.default_temperature),
+                       .top_k = options.top_k.value_or(config.default_top_k),
+                       .top_p = options.top_p.value_or(config.default_top_p),
+                       .seed = options.seed},
+          .stop = options.stop,
+          .ignore_eos = options.ignore_eos,
+          .forced_tokens = {}};
+}
+
+Engine make_engine(const RunOptions& options, CacheFormat format) {
+  EngineOptions engine = engine_options(options.common, format);
+  engine.max_batch = 1;
+  Engine made(engine);
+  spdlog::info("model {} on {}, {} cache, {} pages, context up to {}", engine.model_dir,
+               engine.backend->name(), label(format), made.options().num_pages, made.options().max_seq_len);
+  return made;
+}
+
+/// Runs one request to its end; a signal cancels it, and what came so far is returned.
+Generation generate(Engine& engine, const Request& request,
+                    const std::function<void(std::string_view)>& emit) {
+  Generation result{.format = engine.options().cache_format, .layers = engine.config().num_layers};
+  const RequestId id = engine.submit(request);
+  while (!engine.idle()) {
+    if (pending_signal() != 0) engine.cancel(id);
+    for (const TokenEvent& event : engine.step()) {
+      if (event.token >= 0) result.tokens.push_back(event.token);
+      if (!event.text.empty()) emit(event.text);
+      result.text += event.text;
+      if (event.finish != FinishReason::kNone) result.finish = event.finish;
+    }
+  }
+  result.stats = engine.stats();
+  return result;
+}
+
+std::vector<std::int32_t> encode_prompt(const Engine& engine, const std::string& prompt) {
+  return prompt.empty() ? std::vector<std::int32_t>{} : engine.tokenizer().encode(prompt);
+}
+
+int run_one(const RunOptions& options) {
+  const std::string prompt = read_prompt(options);
+  Engine engine =
+      make_engine(options, options.kv_cache_dtype == "bf16" ? CacheFormat::kBf16 : CacheFormat::kFp8);
+  const Style style = make_style(STDOUT_FILENO, options.common.color);
+  const bool json = options.common.json;
+  const Request request = make_request(options, encode_prompt(engine, prompt), engine.config());
+  if (!json && isatty(STDOUT_FILENO) == 1) write_stdout(style.bold(prompt));
+  const Generation generation = generate(engine, request, [json](std::string_view text) {
+    if (!json) write_stdout(text);
+  });
+  if (json) {
+    nlohmann::ordered_json out{{"model", engine.options().model_dir}, {"prompt", prompt}};
+    out.update(run_json(generation));
+    write_stdout(out.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+  } else {
+    if (generation.text.empty() || generation.text.back() != '\n') write_stdout("\n");
+    const std::string report = run_text(generation, make_style(STDERR_FILENO, options.common.color));
+    std::fputs(("\n" + report).c_str(), stderr);
+  }
+  stop_if_asked();
+  return 0;
+}
+
+std::string title(const Engine& engine, const Backend& backend, const Style& style) {
+  const std::string dir = engine.options().model_dir;
+  const CheckpointSummary summary = summarize_checkpoint(dir);
+  const std::string dot{style.dot()};
+  return style.accent("snapmla " SNAPMLA_VERSION) + dot + base_name(dir) + dot + summary.config.model_type +
+         dot + fmt::format("{} parameters", short_count(summary.parameters.value_or(0))) + dot +
+         std::string(backend.name()) + dot + backend.device_name() + "\n";
+}
+
+/// Both caches, over the same tokens: the prompt and the BF16 text.
+Difference compare_outputs(Engine& fp8_engine, Engine& bf16_engine, const std::vector<std::int32_t>& prompt,
+                           const Generation& fp8, const Generation& bf16) {
+  Difference difference{.first = first_difference(fp8.tokens, bf16.tokens)};
+  Sequence sequence{.tokens = prompt, .prefix = static_cast<int>(prompt.size())};
+  sequence.tokens.insert(sequence.tokens.end(), bf16.tokens.begin(), bf16.tokens.end());
+  if (sequence.num_scored() < 1) return difference;
+  score_sequences(
+      {.bf16 = &bf16_engine, .fp8 = &fp8_engine}, {sequence},
+      {.on_score = [&](const TokenScore& score) { difference.along.add(score); }, .after_step = {}});
+  return difference;
+}
+
+int run_compare(const RunOptions& options) {
+  const std::string prompt = read_prompt(options);
+  Engine fp8_engine = make_engine(options, CacheFormat::kFp8);
+  Engine bf16_engine = make_engine(options, CacheFormat::kBf16);
+  const Style style = make_style(STDOUT_FILENO, options.common.color);
+  const bool json = options.common.json;
+  const auto show = [json](std::string_view text) {
+    if (!json) write_stdout(text);
+  };
+  const std::vector<std::int32_t> tokens = encode_prompt(fp8_engine, prompt);
+  const Request request = make_request(options, tokens, fp8_engine.config());
+
+  show(title(fp8_engine, backend_by_name(options.common.backend), style));
+  show("\n" + style.bold("Prompt") + "\n" + prompt + "\n");
+  const auto run_cache = [&](Engine& engine) {
+    const CacheFormat format = engine.options().cache_format;
+    show("\n" + style.bold(fmt::format("{} cache", label(format))) +
+         style.dim(fmt::format("  {} bytes a token a layer", with_commas(token_bytes(format)))) + "\n");
+    Generation generation = generate(engine, request, show);
+    show("\n" +
+         style.dim(
+             fmt::format("{} tokens, {:.1f} tokens/s", generation.tokens.size(), generation.decode_rate())) +
+         "\n");
+    stop_if_asked();
+    return generation;
+  };
+  const Generation fp8 = run_cache(fp8_engine);
+  const Generation bf16 = run_cache(bf16_engine);
+  const Difference difference = compare_outputs(fp8_engine, bf16_engine, tokens, fp8, bf16);
+  if (json) {
+    const nlohmann::ordered_json out{{"model", fp8_engine.options().model_dir},
+                                     {"prompt", prompt},
+                                     {"fp8", run_json(fp8)},
+                                     {"bf16", run_json(bf16)},
+                                     {"difference", difference_json(difference)}};
+    write_stdout(out.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+  } else {
+    write_stdout("\n" + compare_text(fp8, bf16, difference, style));
+  }
+  return 0;
+}
+
+void add_prompt_options(CLI::App& app, RunOptions& options) {
+  CLI::Option* prompt = app.add_option("-p,--prompt", options.prompt, "the prompt")->option_text("TEXT");
+  app.add_option("--prompt-file", options.prompt_file,
+                 "read the prompt from a file, '-' for standard input (which is also the default); one line "
+                 "break at its end is dropped")
+      ->excludes(prompt)
+      ->option_text("FILE");
+  app.add_option("-n,--max-tokens", options.max_tokens, "generated tokens at most")
+      ->transform(human_size(1))
+      ->option_text("N")
+      ->capture_default_str();
+  app.add_option("--stop", options.stop, "end the text before this string; may be given several times")
+      ->allow_extra_args(false)
+      ->option_text("TEXT");
+  app.add_flag("--ignore-eos", options.ignore_eos, "go on past the model's stop tokens");
+}
+
+void add_sampling_options(CLI::App& app, RunOptions& options) {
+  constexpr double kAny = std::numeric_limits<double>::infinity();
+  app.add_option("--temperature", options.temperature,
+                 "0: the most likely token, always (default: the model's generation_config.json, else 0)")
+      ->check(finite_number(0, true, kAny))
+      ->option_text("X");
+  app.add_option("--top-k", options.top_k,
+                 "sample from the K most likely tokens; 0: all (default: the model's)")
+      ->check(CLI::Range(0, std::numeric_limits<int>::max()))
+      ->option_text("K");
+  app.add_option("--top-p", options.top_p,
+                 "sample from the most likely tokens of total probability P (default: the model's, else 1)")
+      ->check(finite_number(0, false, 1))
+      ->option_text("P");
+  app.add_option("--seed", options.seed, "same seed, same text")->option_text("N")->capture_default_str();
+}
+
+}  // namespace
+
+Command add_run(CLI::App& program) {
+  const auto options = std::make_shared<RunOptions>();
+  CLI::App* app = program.add_subcommand("run", "Stream text from a prompt");
+  add_model_option(*app, options->common);
+  add_prompt_options(*app, *options);
+  add_sampling_options(*app, *options);
+  CLI::Option* dtype = app->add_option("--kv-cache-dtype", options->kv_cache_dtype,
+                                       "fp8 (644 bytes a token a layer) or bf16 (1,152)")
+                           ->check(CLI::IsMember({"fp8", "bf16"}))
+                           ->option_text("DTYPE")
+                           ->capture_default_str();
+  app->add_flag("--compare", options->compare, "run both caches and show how far their outputs differ")
+      ->excludes(dtype);
+  add_engine_options(*app, options->common);
+  add_size_options(*app, options->common);
+  add_output_options(*app, options->common);
+  app->footer(
+      "The text goes to standard output as it comes, the figures to standard error afterwards.\n\n"
+      "Examples:\n"
+      "  snapmla run -p \"In the beginning\" -n 200\n"
+      "  snapmla run --compare -p \"In the beginning\"\n"
+      "  echo \"In the beginning\" | snapmla run --temperature 0.8 --top-p 0.95 --seed 7\n"
+      "  snapmla run DIR --prompt-file prompt.txt --kv-cache-dtype bf16 --max-model-len 8k");
+  return {.app = app, .run = [options] {
+            apply(options->common);
+            return options->compare ? run_compare(*options) : run_one(*options);
+          }};
+}
+
+}  // namespace snapmla::apps
