@@ -1,4 +1,5 @@
 # Installs the build tree into a fresh prefix, then configures, builds and runs the consumer project against it.
+cmake_minimum_required(VERSION 3.22)
 function(run)
   execute_process(COMMAND ${ARGN} COMMAND_ECHO STDOUT RESULT_VARIABLE status)
   if(NOT status EQUAL 0)
@@ -23,5 +24,7 @@ run(${CMAKE_COMMAND} --build ${build} --config ${CONFIG})
 run(${build}/use_core)
 if(use_engine)
   run(${build}/use_engine ${prefix}/share/snapmla/models/tiny-mla)
+endif()
+if(PROGRAM)
   run(${prefix}/bin/snapmla --version)
 endif()
