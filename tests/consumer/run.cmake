@@ -11,18 +11,13 @@ set(prefix ${WORK_DIR}/prefix)
 set(build ${WORK_DIR}/build)
 file(REMOVE_RECURSE ${prefix} ${build})
 
-set(use_engine OFF)
-if("engine" IN_LIST COMPONENTS)
-  set(use_engine ON)
-endif()
-
 run(${CMAKE_COMMAND} --install ${BUILD_DIR} --config ${CONFIG} --prefix ${prefix})
 run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${build} -G ${GENERATOR}
     -D CMAKE_BUILD_TYPE=${CONFIG} -D CMAKE_CXX_COMPILER=${CXX_COMPILER} -D CMAKE_PREFIX_PATH=${prefix}
-    -D USE_ENGINE=${use_engine})
+    -D USE_ENGINE=${ENGINE})
 run(${CMAKE_COMMAND} --build ${build} --config ${CONFIG})
 run(${build}/use_core)
-if(use_engine)
+if(ENGINE)
   run(${build}/use_engine ${prefix}/share/snapmla/models/tiny-mla)
 endif()
 if(PROGRAM)
