@@ -5,6 +5,11 @@
 // request waits; it is never lost and never answered wrongly. One thread drives an Engine at a time (no call
 // is thread-safe); several engines may live side by side.
 //
+// Requests join in the order they came, each when the pages of its prompt and of all the tokens it may
+// generate are free; it holds them to its end, so a running request never runs out of pages and is never
+// pushed out. A small max_tokens therefore lets more requests run together. What a request gets depends on
+// itself alone: not on its batch, its wait, or prefill_chunk.
+//
 // Example (compiled and run by tests/core/headers_test.cc with the bundled model):
 //
 //     snapmla::Engine engine({.model_dir = "models/tiny-mla"});
@@ -34,7 +39,8 @@ struct EngineOptions {
   int max_seq_len = 0;         ///< prompt + generated tokens of one request; 0: the model's own maximum
   int max_batch = 8;           ///< requests decoded together, at most 4096
   std::int64_t num_pages = 0;  ///< pages in the pool (each serves all layers); 0: enough for one request of
-                               ///< max_seq_len or for max_batch requests of 4,096 tokens, whichever is more
+                               ///< max_seq_len or for max_batch requests of 4,096 tokens (max_seq_len if
+                               ///< less), whichever is more
   int prefill_chunk = 512;     ///< prompt tokens a step at most, at least 1; changes speed, never results
 };
 
@@ -48,12 +54,12 @@ struct SamplingParams {
 struct Request {
   std::string prompt{};  ///< text, encoded with the model's tokenizer; or give `prompt_tokens`
   std::vector<std::int32_t> prompt_tokens{};  ///< token ids; wins over `prompt` if not empty
-  int max_tokens = 128;                       ///< generated tokens at most, at least 1
+  int max_tokens = 128;  ///< generated tokens at most, at least 1; cut to what max_seq_len leaves
   SamplingParams sampling{};
-  std::vector<std::string> stop{};  ///< the text ends before the first of these
+  std::vector<std::string> stop{};  ///< the text ends before the first of these that is complete; UTF-8
   bool ignore_eos = false;          ///< go on past the model's stop tokens
-  std::vector<std::int32_t>
-      forced_tokens;           ///< teacher forcing: generated token i is forced_tokens[i], not a sample
+  /// Teacher forcing: generated token i is forced_tokens[i], not a sample; sampling goes on after the last.
+  std::vector<std::int32_t> forced_tokens{};
   bool return_logits = false;  ///< events carry the full logits row the token was chosen from
 };
 
@@ -95,17 +101,18 @@ class Engine {
   Engine& operator=(Engine&&) noexcept;
 
   /// Queues a request. Throws Error(kInvalidArgument) for an empty prompt, a prompt that does not leave room
-  /// for one token in max_seq_len, token ids outside the vocabulary, sampling values out of range, and
-  /// Error(kOutOfMemory) for a request that even the whole pool could not hold. A prompt longer than the room
-  /// for it is refused, not cut.
+  /// for one token in max_seq_len, token ids outside the vocabulary, sampling values out of range, an empty
+  /// stop string, and Error(kOutOfMemory) for a request that even the whole pool could not hold. A prompt
+  /// longer than the room for it is refused, not cut. A refused request leaves nothing behind.
   RequestId submit(const Request& request);
 
   /// One step: admits what fits, prefills at most one chunk, decodes every running request by one token.
-  /// Returns the events in request order.
+  /// Returns the events in request order, one a request at most. A prompt's last chunk yields the request's
+  /// first token. If it throws, nothing is lost: the next step does the work again.
   std::vector<TokenEvent> step();
 
-  /// Ends a request; its pages return at once. Its last event (kCancelled) comes with the next step. False if
-  /// the request is unknown or already finished.
+  /// Ends a request; its pages return at once. Its last event (kCancelled, no token) comes with the next
+  /// step, along with text that was held back. False if the request is unknown or already finished.
   bool cancel(RequestId request);
 
   [[nodiscard]] bool idle() const;  ///< nothing queued, running, or left to report

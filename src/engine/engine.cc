@@ -1,0 +1,70 @@
+#include "snapmla/engine.h"
+
+#include <utility>
+
+#include "engine/engine_loop.h"
+#include "model/config.h"
+
+namespace snapmla {
+
+class Engine::Impl : public EngineLoop {
+ public:
+  Impl(const EngineOptions& options, const ModelConfig& config, Tokenizer tokenizer)
+      : EngineLoop(options, Model::load(*options.backend, options.model_dir, config, model_limits(options)),
+                   std::move(tokenizer)) {}
+};
+
+Engine::Engine(const EngineOptions& options) {
+  // What is quick to refuse comes first: config and options, then the tokenizer, then the weights.
+  const ModelConfig config = load_config(options.model_dir);
+  const EngineOptions completed = complete_options(options, config);
+  Tokenizer tokenizer = Tokenizer::load(options.model_dir);
+  impl_ = std::make_unique<Impl>(completed, config, std::move(tokenizer));
+}
+Engine::~Engine() = default;
+Engine::Engine(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&&) noexcept = default;
+
+RequestId Engine::submit(const Request& request) {
+  return impl_->submit(request);
+}
+std::vector<TokenEvent> Engine::step() {
+  return impl_->step();
+}
+bool Engine::cancel(RequestId request) {
+  return impl_->cancel(request);
+}
+bool Engine::idle() const {
+  return impl_->idle();
+}
+EngineStats Engine::stats() const {
+  return impl_->stats();
+}
+const ModelConfig& Engine::config() const {
+  return impl_->config();
+}
+const Tokenizer& Engine::tokenizer() const {
+  return impl_->tokenizer();
+}
+const EngineOptions& Engine::options() const {
+  return impl_->options();
+}
+CacheView Engine::cache(int layer) const {
+  return impl_->cache(layer);
+}
+
+const char* to_string(FinishReason reason) noexcept {
+  switch (reason) {
+    case FinishReason::kNone:
+      return "none";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+  }
+  return "unknown";
+}
+
+}  // namespace snapmla

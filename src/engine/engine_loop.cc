@@ -1,0 +1,259 @@
+#include "engine/engine_loop.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "core/check.h"
+#include "engine/utf8.h"
+#include "snapmla/attention.h"
+
+namespace snapmla {
+namespace {
+
+constexpr int kMaxBatch = 4096;
+/// Slots (page * 64 + offset) must fit in an int32.
+constexpr std::int64_t kMaxPages = std::numeric_limits<std::int32_t>::max() / kPageTokens;
+constexpr int kDefaultRequestTokens = 4096;
+
+/// Adds the time from its making to its end to `total`.
+class Timer {
+ public:
+  explicit Timer(double& total) : total_(&total), start_(std::chrono::steady_clock::now()) {}
+  ~Timer() { *total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+
+ private:
+  double* total_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+std::vector<DeviceBuffer> allocate_pools(const EngineOptions& options, int num_layers) {
+  const std::int64_t layer_bytes = options.num_pages * page_bytes(options.cache_format);
+  std::vector<DeviceBuffer> pools;
+  try {
+    for (int layer = 0; layer < num_layers; ++layer) pools.emplace_back(*options.backend, layer_bytes);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kOutOfMemory) throw;
+    fail(ErrorCode::kOutOfMemory, "engine", "a cache of ", options.num_pages, " pages in ", num_layers,
+         " layers takes ", layer_bytes, " bytes a layer, and layer ", pools.size(),
+         " found no room; set num_pages or max_seq_len lower (", error.what(), ')');
+  }
+  return pools;
+}
+
+std::vector<CacheView> view_pools(const EngineOptions& options, const std::vector<DeviceBuffer>& pools) {
+  std::vector<CacheView> views;
+  views.reserve(pools.size());
+  for (const DeviceBuffer& pool : pools) {
+    views.push_back(make_cache_view(options.cache_format, pool.data(), options.num_pages));
+  }
+  return views;
+}
+
+void check_ids(const char* field, const std::vector<std::int32_t>& ids, int vocab) {
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    SNAPMLA_REQUIRE(ids[i] >= 0 && ids[i] < vocab, "submit", field,
+                    " must be ids from 0 to below the vocabulary's ", vocab, "; got ", ids[i], " at ", i);
+  }
+}
+
+}  // namespace
+
+EngineOptions complete_options(const EngineOptions& options, const ModelConfig& config) {
+  EngineOptions result = options;
+  SNAPMLA_REQUIRE(
+      options.max_seq_len == 0 || (options.max_seq_len >= 2 && options.max_seq_len <= config.max_position),
+      "engine", "max_seq_len must be 0 or from 2 to the model's own maximum of ", config.max_position,
+      "; got ", options.max_seq_len);
+  SNAPMLA_REQUIRE(options.max_batch >= 1 && options.max_batch <= kMaxBatch, "engine",
+                  "max_batch must be from 1 to ", kMaxBatch, "; got ", options.max_batch);
+  SNAPMLA_REQUIRE(options.num_pages >= 0 && options.num_pages <= kMaxPages, "engine",
+                  "num_pages must be from 0 to ", kMaxPages, "; got ", options.num_pages);
+  SNAPMLA_REQUIRE(options.prefill_chunk >= 1, "engine", "prefill_chunk must be at least 1; got ",
+                  options.prefill_chunk);
+  if (result.backend == nullptr) result.backend = &backend_by_name("auto");
+  if (result.max_seq_len == 0) result.max_seq_len = config.max_position;
+  if (result.num_pages == 0) {
+    const int usual = std::min(result.max_seq_len, kDefaultRequestTokens);
+    result.num_pages = std::max(pages_for(result.max_seq_len), result.max_batch * pages_for(usual));
+  }
+  return result;
+}
+
+ModelLimits model_limits(const EngineOptions& options) {
+  return {.max_batch = options.max_batch,
+          .max_chunk = std::min(options.prefill_chunk, options.max_seq_len),
+          .max_seq_len = options.max_seq_len,
+          .cache_format = options.cache_format,
+          .scale_rule = options.scale_rule};
+}
+
+EngineLoop::EngineLoop(const EngineOptions& options, std::unique_ptr<Model> model, Tokenizer tokenizer)
+    : options_(options),
+      tokenizer_(std::move(tokenizer)),
+      stream_(*options.backend),
+      model_(std::move(model)),
+      pools_(allocate_pools(options, model_->config().num_layers)),
+      caches_(view_pools(options, pools_)),
+      sampler_(*options.backend, options.max_batch),
+      scheduler_({.num_pages = options.num_pages,
+                  .max_batch = options.max_batch,
+                  .prefill_chunk = model_limits(options).max_chunk}) {}
+
+RequestId EngineLoop::submit(const Request& given) {
+  Request request = given;
+  SNAPMLA_REQUIRE(request.max_tokens >= 1, "submit", "max_tokens must be at least 1; got ",
+                  request.max_tokens);
+  check_sampling(request.sampling);
+  for (std::size_t i = 0; i < request.stop.size(); ++i) {
+    SNAPMLA_REQUIRE(!request.stop[i].empty() && replace_invalid_utf8(request.stop[i]) == request.stop[i],
+                    "submit", "stop[", i, "] must be UTF-8 text that is not empty; got ",
+                    request.stop[i].size(), " bytes");
+  }
+  if (request.prompt_tokens.empty()) request.prompt_tokens = tokenizer_.encode(request.prompt);
+  SNAPMLA_REQUIRE(!request.prompt_tokens.empty(), "submit", "prompt must have at least one token; got none");
+  check_ids("prompt_tokens", request.prompt_tokens, config().vocab);
+  check_ids("forced_tokens", request.forced_tokens, config().vocab);
+  SNAPMLA_REQUIRE(request.prompt_tokens.size() < static_cast<std::size_t>(options_.max_seq_len), "submit",
+                  "prompt must leave room for one token in max_seq_len of ", options_.max_seq_len, "; got ",
+                  request.prompt_tokens.size(), " tokens");
+
+  const auto num_prompt = static_cast<int>(request.prompt_tokens.size());
+  request.max_tokens = std::min(request.max_tokens, options_.max_seq_len - num_prompt);
+  // The last generated token is never fed back, so it takes no room in the cache.
+  const Demand demand{.prompt_tokens = num_prompt, .max_cached = num_prompt + request.max_tokens - 1};
+  if (!scheduler_.can_ever_run(demand)) {
+    fail(ErrorCode::kOutOfMemory, "submit", "a request must fit in the cache of ", options_.num_pages,
+         " pages of ", kPageTokens, " tokens; got ", num_prompt, " prompt and ", request.max_tokens,
+         " generated tokens at most, which take ", pages_for(demand.max_cached), " pages");
+  }
+  TextStream text(tokenizer_, request.stop);
+  const RequestId id = newest_ + 1;
+  scheduler_.add(id, demand);
+  newest_ = id;
+  sequences_.emplace(id, Sequence{.request = std::move(request), .text = std::move(text)});
+  return id;
+}
+
+bool EngineLoop::cancel(RequestId request) {
+  const auto it = sequences_.find(request);
+  if (it == sequences_.end()) return false;
+  events_.push_back(
+      {.request = request, .text = it->second.text.finish(), .finish = FinishReason::kCancelled});
+  scheduler_.remove(request);
+  sequences_.erase(it);
+  return true;
+}
+
+std::vector<TokenEvent> EngineLoop::step() {
+  const StepPlan plan = scheduler_.next_step();
+  if (plan.prefill) prefill(*plan.prefill);
+  if (!plan.decode.empty()) decode(plan.decode);
+  std::stable_sort(events_.begin(), events_.end(),
+                   [](const TokenEvent& a, const TokenEvent& b) { return a.request < b.request; });
+  return std::exchange(events_, {});
+}
+
+void EngineLoop::prefill(const PrefillStep& step) {
+  const Timer timer(stats_.prefill_seconds);
+  const Sequence& sequence = sequences_.at(step.request);
+  const auto first = sequence.request.prompt_tokens.begin() + step.start;
+  model_->prefill({.tokens = {first, first + step.num_tokens},
+                   .start = step.start,
+                   .pages = scheduler_.pages(step.request)},
+                  caches_, step.completes_prompt, stream_.get());
+  if (!step.completes_prompt) {
+    options_.backend->synchronize(stream_.get());
+    scheduler_.prefilled(step);
+    stats_.prompt_tokens += step.num_tokens;
+    return;
+  }
+  std::vector<Chosen> chosen = sampler_.choose(model_->logits(), {next_choice(sequence)}, stream_.get());
+  scheduler_.prefilled(step);
+  stats_.prompt_tokens += step.num_tokens;
+  record(step.request, std::move(chosen.front()));
+}
+
+void EngineLoop::decode(const std::vector<RequestId>& requests) {
+  const Timer timer(stats_.decode_seconds);
+  DecodeBatch batch;
+  std::vector<Choice> choices;
+  for (const RequestId request : requests) {
+    const Sequence& sequence = sequences_.at(request);
+    const auto seq_len =
+        static_cast<std::int32_t>(sequence.request.prompt_tokens.size()) + sequence.num_generated;
+    batch.tokens.push_back(sequence.last_token);
+    batch.seq_lens.push_back(seq_len);
+    batch.max_pages = std::max(batch.max_pages, static_cast<int>(pages_for(seq_len)));
+    choices.push_back(next_choice(sequence));
+  }
+  batch.block_table.assign(requests.size() * static_cast<std::size_t>(batch.max_pages), -1);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const std::vector<std::int32_t>& pages = scheduler_.pages(requests[i]);
+    const std::int64_t num_pages = pages_for(batch.seq_lens[i]);
+    SNAPMLA_ASSERT(num_pages <= static_cast<std::int64_t>(pages.size()));
+    std::copy_n(pages.begin(), num_pages,
+                batch.block_table.begin() + static_cast<std::ptrdiff_t>(i) * batch.max_pages);
+  }
+  model_->decode(batch, caches_, stream_.get());
+  std::vector<Chosen> chosen = sampler_.choose(model_->logits(), choices, stream_.get());
+  ++stats_.decode_steps;
+  for (std::size_t i = 0; i < requests.size(); ++i) record(requests[i], std::move(chosen[i]));
+}
+
+Choice EngineLoop::next_choice(const Sequence& sequence) const {
+  const std::vector<std::int32_t>& forced = sequence.request.forced_tokens;
+  const auto token_idx = static_cast<std::size_t>(sequence.num_generated);
+  return {.sampling = sequence.request.sampling,
+          .token_idx = sequence.num_generated,
+          .forced = token_idx < forced.size() ? forced[token_idx] : -1,
+          .return_logits = sequence.request.return_logits};
+}
+
+void EngineLoop::record(RequestId request, Chosen chosen) {
+  SNAPMLA_ASSERT(chosen.token >= 0 && chosen.token < config().vocab);
+  Sequence& sequence = sequences_.at(request);
+  sequence.last_token = chosen.token;
+  ++sequence.num_generated;
+  ++stats_.generated_tokens;
+
+  const std::vector<std::int32_t>& stops = config().stop_tokens;
+  const bool is_stop_token =
+      !sequence.request.ignore_eos && std::find(stops.begin(), stops.end(), chosen.token) != stops.end();
+  TokenEvent event{.request = request,
+                   .token = chosen.token,
+                   .logprob = chosen.logprob,
+                   .logits = std::move(chosen.logits)};
+  if (!is_stop_token) event.text = sequence.text.push(chosen.token);
+  if (is_stop_token || sequence.text.stopped()) {
+    event.finish = FinishReason::kStop;
+  } else if (sequence.num_generated == sequence.request.max_tokens) {
+    event.finish = FinishReason::kLength;
+  }
+  if (event.finish != FinishReason::kNone) {
+    event.text += sequence.text.finish();
+    scheduler_.remove(request);
+    sequences_.erase(request);
+  }
+  events_.push_back(std::move(event));
+}
+
+EngineStats EngineLoop::stats() const {
+  EngineStats stats = stats_;
+  stats.pages_total = scheduler_.pool().num_total();
+  stats.pages_in_use = scheduler_.pool().num_in_use();
+  stats.running = scheduler_.num_running();
+  stats.waiting = scheduler_.num_waiting();
+  return stats;
+}
+
+CacheView EngineLoop::cache(int layer) const {
+  SNAPMLA_REQUIRE(layer >= 0 && layer < config().num_layers, "engine", "layer must be from 0 to ",
+                  config().num_layers - 1, "; got ", layer);
+  return caches_[static_cast<std::size_t>(layer)];
+}
+
+}  // namespace snapmla

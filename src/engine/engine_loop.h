@@ -1,0 +1,91 @@
+// EngineLoop: what an Engine does once its model is loaded. Ties the scheduler, the model, the sampler and
+// the text streams together; knows no files and no kind of model, so that tests drive it with a model of
+// their own.
+//
+// A step runs on copies of the bookkeeping's answers and counts only when the model has done its part: if an
+// op throws, nothing has moved and the next step repeats the work (writing the same tokens to the same
+// slots).
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "core/device_buffer.h"
+#include "engine/sampling.h"
+#include "engine/scheduler.h"
+#include "engine/text_stream.h"
+#include "engine/tokenizer.h"
+#include "model/model.h"
+#include "snapmla/engine.h"
+
+namespace snapmla {
+
+/// Checks the options against the model's config and fills in what was left to us (backend included). Throws
+/// Error(kInvalidArgument). Host only, before anything is loaded.
+[[nodiscard]] EngineOptions complete_options(const EngineOptions& options, const ModelConfig& config);
+
+/// What the model must be able to hold for these (completed) options.
+[[nodiscard]] ModelLimits model_limits(const EngineOptions& options);
+
+/// A stream that ends with its owner.
+class OwnedStream {
+ public:
+  explicit OwnedStream(Backend& backend) : backend_(&backend), stream_(backend.create_stream()) {}
+  ~OwnedStream() { backend_->destroy_stream(stream_); }
+  OwnedStream(const OwnedStream&) = delete;
+  OwnedStream& operator=(const OwnedStream&) = delete;
+  [[nodiscard]] Stream get() const { return stream_; }
+
+ private:
+  Backend* backend_;
+  Stream stream_;
+};
+
+class EngineLoop {
+ public:
+  /// `options` as complete_options() gave them, `model` made with model_limits() of them.
+  EngineLoop(const EngineOptions& options, std::unique_ptr<Model> model, Tokenizer tokenizer);
+
+  // As in engine.h.
+  RequestId submit(const Request& request);
+  std::vector<TokenEvent> step();
+  bool cancel(RequestId request);
+  [[nodiscard]] bool idle() const { return sequences_.empty() && events_.empty(); }
+  [[nodiscard]] EngineStats stats() const;
+  [[nodiscard]] CacheView cache(int layer) const;
+
+  [[nodiscard]] const ModelConfig& config() const { return model_->config(); }
+  [[nodiscard]] const Tokenizer& tokenizer() const { return tokenizer_; }
+  [[nodiscard]] const EngineOptions& options() const { return options_; }
+
+ private:
+  /// A request from submit() to its last event.
+  struct Sequence {
+    Request request;  // prompt_tokens filled in, max_tokens cut to what max_seq_len leaves
+    TextStream text;
+    int num_generated = 0;
+    std::int32_t last_token = -1;  // generated, not yet in the cache
+  };
+
+  void prefill(const PrefillStep& step);
+  void decode(const std::vector<RequestId>& requests);
+  [[nodiscard]] Choice next_choice(const Sequence& sequence) const;
+  void record(RequestId request, Chosen chosen);
+
+  EngineOptions options_;
+  Tokenizer tokenizer_;
+  OwnedStream stream_;
+  std::unique_ptr<Model> model_;
+  std::vector<DeviceBuffer> pools_;  // one a layer
+  std::vector<CacheView> caches_;    // one a layer
+  Sampler sampler_;
+  Scheduler scheduler_;
+  RequestId newest_ = 0;
+  std::map<RequestId, Sequence> sequences_;
+  std::vector<TokenEvent> events_;  // not yet handed out
+  EngineStats stats_{};
+};
+
+}  // namespace snapmla
