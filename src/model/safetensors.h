@@ -21,9 +21,10 @@ struct TensorInfo {
 /// One .safetensors file, open for reading. Movable, not copyable. read() may run on several threads.
 class SafetensorsFile {
  public:
-  /// Throws Error kNotFound, kIo, or kCorruptFile: header length beyond the file or over 100 MB, not JSON, an
-  /// unknown dtype, offsets that overlap, leave holes, run past the file, or do not match shape and dtype.
-  /// The text names file and tensor.
+  /// Throws Error kNotFound, kIo (not a regular file among them), kUnsupported (a dtype of the format that
+  /// DType lacks), or kCorruptFile: header length beyond the file or over 100 MB, not JSON, an unknown dtype,
+  /// offsets that overlap, leave holes, run past the file, or do not match shape and dtype. The text names
+  /// file and tensor.
   explicit SafetensorsFile(const std::string& path);
   ~SafetensorsFile();
   SafetensorsFile(SafetensorsFile&& other) noexcept;

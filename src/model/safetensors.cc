@@ -1,0 +1,410 @@
+#include "model/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <sstream>
+#include <string_view>
+#include <utility>
+
+#include "core/bf16.h"
+#include "core/check.h"
+
+namespace snapmla {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian");
+
+constexpr std::int64_t kLengthBytes = 8;
+constexpr std::int64_t kMaxHeaderBytes = 100'000'000;
+constexpr int kMaxJsonDepth = 4;  // a header nests to 3, an index to 2
+
+template <class... Parts>
+[[noreturn]] void corrupt(const std::string& path, const Parts&... parts) {
+  fail(ErrorCode::kCorruptFile, "safetensors", path, ": ", parts...);
+}
+
+// Text from a file as an error may show it: quoted, on one line, not endless.
+std::string shown(std::string_view text) {
+  constexpr std::size_t kMost = 200;
+  std::string line = "\"";
+  for (const char c : text.substr(0, kMost))
+    line += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+  return line + (text.size() > kMost ? "...\"" : "\"");
+}
+
+std::string to_text(const std::vector<std::int64_t>& shape) {
+  std::ostringstream text;
+  text << '[';
+  for (std::size_t i = 0; i < shape.size(); ++i) text << (i == 0 ? "" : ", ") << shape[i];
+  text << ']';
+  return text.str();
+}
+
+// An open file descriptor until it is released.
+class OpenFile {
+ public:
+  explicit OpenFile(const std::string& path) : path_(path) {
+    do {
+      // Without O_NONBLOCK, a named pipe would wait for a writer.
+      fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    } while (fd_ < 0 && errno == EINTR);
+    if (fd_ < 0) {
+      const bool missing = errno == ENOENT || errno == ENOTDIR;
+      fail(missing ? ErrorCode::kNotFound : ErrorCode::kIo, "safetensors", path,
+           ": cannot be opened: ", std::strerror(errno));
+    }
+  }
+  OpenFile(const OpenFile&) = delete;
+  OpenFile& operator=(const OpenFile&) = delete;
+  ~OpenFile() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+  [[nodiscard]] std::int64_t size() const {
+    struct stat status {};
+    if (::fstat(fd_, &status) != 0) {
+      fail(ErrorCode::kIo, "safetensors", path_, ": cannot be examined: ", std::strerror(errno));
+    }
+    if (!S_ISREG(status.st_mode)) fail(ErrorCode::kIo, "safetensors", path_, ": is not a regular file");
+    return status.st_size;
+  }
+
+  [[nodiscard]] int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
+
+ private:
+  const std::string& path_;
+  int fd_ = -1;
+};
+
+void read_at(int fd, const std::string& path, void* dst, std::int64_t bytes, std::int64_t offset) {
+  constexpr std::int64_t kMostAtOnce = std::int64_t{1} << 30;  // Linux moves at most 2 GiB a call
+  auto* to = static_cast<std::byte*>(dst);
+  while (bytes > 0) {
+    const ssize_t got = ::pread(fd, to, static_cast<std::size_t>(std::min(bytes, kMostAtOnce)), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail(ErrorCode::kIo, "safetensors", path, ": read failed: ", std::strerror(errno));
+    if (got == 0) {
+      fail(ErrorCode::kIo, "safetensors", path, ": ends at byte ", offset, "; ", bytes,
+           " more bytes must follow");
+    }
+    to += got;
+    offset += got;
+    bytes -= got;
+  }
+}
+
+nlohmann::json parse_object(const std::string& path, const std::string& text, const char* what) {
+  const auto shallow = [&](int depth, nlohmann::json::parse_event_t /*event*/, nlohmann::json& /*value*/) {
+    if (depth > kMaxJsonDepth) corrupt(path, what, " must not nest deeper than ", kMaxJsonDepth);
+    return true;
+  };
+  nlohmann::json object = nlohmann::json::parse(text, shallow, false);
+  if (object.is_discarded()) corrupt(path, what, " must be JSON");
+  if (!object.is_object()) corrupt(path, what, " must be a JSON object; got ", object.type_name());
+  return object;
+}
+
+std::optional<std::int64_t> non_negative(const nlohmann::json& value) {
+  if (!value.is_number_unsigned()) return std::nullopt;
+  const auto number = value.get<std::uint64_t>();
+  if (number > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) return std::nullopt;
+  return static_cast<std::int64_t>(number);
+}
+
+DType parse_dtype(const std::string& path, const std::string& tensor, const std::string& name) {
+  static const std::map<std::string, DType> known = {
+      {"F64", DType::kF64}, {"F32", DType::kF32}, {"F16", DType::kF16}, {"BF16", DType::kBF16},
+      {"I64", DType::kI64}, {"I32", DType::kI32}, {"U8", DType::kU8},   {"F8_E4M3", DType::kE4M3}};
+  static const std::vector<std::string> others = {"BOOL", "I8", "I16",     "U16",     "U32",     "U64",
+                                                  "C64",  "F4", "F6_E2M3", "F6_E3M2", "F8_E5M2", "F8_E8M0"};
+  if (const auto it = known.find(name); it != known.end()) return it->second;
+  const bool valid = std::find(others.begin(), others.end(), name) != others.end();
+  fail(valid ? ErrorCode::kUnsupported : ErrorCode::kCorruptFile, "safetensors", path, ": tensor ",
+       shown(tensor), " dtype must be F64, F32, F16, BF16, I64, I32, U8 or F8_E4M3; got ", shown(name));
+}
+
+// Bytes of a tensor; nullopt if they overflow.
+std::optional<std::int64_t> bytes_of(DType dtype, const std::vector<std::int64_t>& shape) {
+  std::int64_t bytes = size_of(dtype);
+  for (const std::int64_t extent : shape) {
+    if (__builtin_mul_overflow(bytes, extent, &bytes)) return std::nullopt;
+  }
+  return bytes;
+}
+
+// Offsets are left as in the header: relative to the data.
+TensorInfo parse_tensor(const std::string& path, const std::string& name, const nlohmann::json& entry) {
+  const std::string tensor = "tensor " + shown(name);
+  if (!entry.is_object()) corrupt(path, tensor, " must be a JSON object; got ", entry.type_name());
+  const auto field = [&](const char* key) -> const nlohmann::json& {
+    const auto it = entry.find(key);
+    if (it == entry.end()) corrupt(path, tensor, ": field \"", key, "\" is missing");
+    return *it;
+  };
+  TensorInfo info;
+  const nlohmann::json& dtype = field("dtype");
+  if (!dtype.is_string()) corrupt(path, tensor, " dtype must be a string; got ", dtype.type_name());
+  info.dtype = parse_dtype(path, name, dtype.get_ref<const std::string&>());
+  const nlohmann::json& shape = field("shape");
+  if (!shape.is_array()) corrupt(path, tensor, " shape must be an array; got ", shape.type_name());
+  for (const nlohmann::json& extent : shape) {
+    const std::optional<std::int64_t> number = non_negative(extent);
+    if (!number)
+      corrupt(path, tensor, " shape must hold integers from 0 to 2^63 - 1; got ", shown(extent.dump()));
+    info.shape.push_back(*number);
+  }
+  const nlohmann::json& offsets = field("data_offsets");
+  if (!offsets.is_array() || offsets.size() != 2 || !non_negative(offsets[0]) || !non_negative(offsets[1])) {
+    corrupt(path, tensor, " data_offsets must be two integers from 0 to 2^63 - 1; got ",
+            shown(offsets.dump()));
+  }
+  info.begin = *non_negative(offsets[0]);
+  info.end = *non_negative(offsets[1]);
+  const std::optional<std::int64_t> bytes = bytes_of(info.dtype, info.shape);
+  if (info.begin > info.end || !bytes || *bytes != info.end - info.begin) {
+    corrupt(path, tensor, " data_offsets must span its ", to_string(info.dtype), ' ', to_text(info.shape),
+            ", ", bytes ? std::to_string(*bytes) : "over 2^63", " bytes; got [", info.begin, ", ", info.end,
+            ']');
+  }
+  return info;
+}
+
+// The tensors must tile the data: no holes, no overlaps, nothing past the end of the file and nothing left
+// over.
+void check_layout(const std::string& path, const std::map<std::string, TensorInfo>& tensors,
+                  std::int64_t data_bytes) {
+  std::vector<std::pair<const std::string*, const TensorInfo*>> in_order;
+  for (const auto& [name, info] : tensors) in_order.emplace_back(&name, &info);
+  std::sort(in_order.begin(), in_order.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.second->begin, a.second->end) < std::pair(b.second->begin, b.second->end);
+  });
+  std::int64_t at = 0;
+  for (const auto& [name, info] : in_order) {
+    if (info->begin != at) {
+      corrupt(path, "tensor ", shown(*name), " must begin where the one before ends, at ", at, "; got ",
+              info->begin, info->begin < at ? " (overlap)" : " (hole)");
+    }
+    if (info->end > data_bytes) {
+      corrupt(path, "tensor ", shown(*name), " must end within the file's ", data_bytes,
+              " bytes of data; got ", info->end);
+    }
+    at = info->end;
+  }
+  if (at != data_bytes)
+    corrupt(path, "the tensors must fill the file's ", data_bytes, " bytes of data; they end at ", at);
+}
+
+bool exists(const std::string& path) {
+  struct stat status {};
+  return ::stat(path.c_str(), &status) == 0;
+}
+
+std::string read_whole(const std::string& path) {
+  const OpenFile file(path);
+  const std::int64_t size = file.size();
+  if (size > kMaxHeaderBytes) corrupt(path, "must be at most ", kMaxHeaderBytes, " bytes; got ", size);
+  std::string text(static_cast<std::size_t>(size), '\0');
+  read_at(file.get(), path, text.data(), size, 0);
+  return text;
+}
+
+// tensor -> shard of an index file, shard names checked to be plain names of files beside it.
+std::map<std::string, std::string> read_index(const std::string& path) {
+  const nlohmann::json index = parse_object(path, read_whole(path), "the index");
+  const auto weights = index.find("weight_map");
+  if (weights == index.end()) corrupt(path, "field \"weight_map\" is missing");
+  if (!weights->is_object()) corrupt(path, "weight_map must be a JSON object; got ", weights->type_name());
+  std::map<std::string, std::string> shard_of;
+  for (const auto& [tensor, shard] : weights->items()) {
+    if (!shard.is_string()) {
+      corrupt(path, "weight_map of ", shown(tensor), " must be a file name; got ", shard.type_name());
+    }
+    const auto& name = shard.get_ref<const std::string&>();
+    const bool plain = !name.empty() && name != "." && name != ".." &&
+                       name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
+    if (!plain) {
+      corrupt(path, "weight_map of ", shown(tensor), " must name a file in the same folder; got ",
+              shown(name));
+    }
+    shard_of[tensor] = name;
+  }
+  return shard_of;
+}
+
+float half_to_float(std::uint16_t half) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
+  const std::uint32_t magnitude = half & 0x7fffU;
+  if (magnitude >= 0x7c00U)
+    return bits_to_float(sign | 0x7f800000U | (magnitude & 0x3ffU) << 13);  // infinity, NaN
+  if (magnitude < 0x400U) {  // subnormal: steps of 2^-24, exact in fp32
+    return bits_to_float(sign | float_to_bits(static_cast<float>(magnitude) * 0x1p-24F));
+  }
+  return bits_to_float(sign | ((magnitude << 13) + ((127U - 15U) << 23)));
+}
+
+// A float tensor's elements, one by one, as fp32: `convert(element index, value)`.
+template <class Convert>
+void for_each_value(const SafetensorsFile& file, const std::string& name, const TensorInfo& info,
+                    const Convert& convert) {
+  std::vector<std::byte> raw(static_cast<std::size_t>(info.end - info.begin));
+  file.read(name, raw.data());
+  const auto size = static_cast<std::size_t>(size_of(info.dtype));
+  for (std::size_t i = 0; i < raw.size() / size; ++i) {
+    if (info.dtype == DType::kF32) {
+      float value = 0;
+      std::memcpy(&value, raw.data() + i * size, size);
+      convert(i, value);
+    } else {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, raw.data() + i * size, size);
+      convert(i, info.dtype == DType::kBF16 ? to_float(Bf16{bits}) : half_to_float(bits));
+    }
+  }
+}
+
+void require_floats(const SafetensorsFile& file, const std::string& name,
+                    const std::vector<std::int64_t>& shape) {
+  const TensorInfo& info = file.tensors().at(name);
+  if (info.shape != shape) {
+    corrupt(file.path(), "tensor ", shown(name), " must have shape ", to_text(shape), "; got ",
+            to_text(info.shape));
+  }
+  if (info.dtype != DType::kBF16 && info.dtype != DType::kF16 && info.dtype != DType::kF32) {
+    corrupt(file.path(), "tensor ", shown(name), " must be bf16, f16 or f32; got ", to_string(info.dtype));
+  }
+}
+
+}  // namespace
+
+SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
+  OpenFile file(path_);
+  const std::int64_t file_bytes = file.size();
+  if (file_bytes < kLengthBytes) {
+    corrupt(path_, "must begin with an 8-byte header length; got ", file_bytes, " bytes");
+  }
+  std::uint64_t header_bytes = 0;
+  read_at(file.get(), path_, &header_bytes, kLengthBytes, 0);
+  if (header_bytes > static_cast<std::uint64_t>(std::min(kMaxHeaderBytes, file_bytes - kLengthBytes))) {
+    corrupt(path_, "header length must be at most ", kMaxHeaderBytes, " and the ", file_bytes - kLengthBytes,
+            " bytes that follow it; got ", header_bytes);
+  }
+  std::string text(header_bytes, '\0');
+  read_at(file.get(), path_, text.data(), static_cast<std::int64_t>(header_bytes), kLengthBytes);
+  const nlohmann::json header = parse_object(path_, text, "the header");
+  for (const auto& [name, entry] : header.items()) {
+    if (name != "__metadata__") tensors_.emplace(name, parse_tensor(path_, name, entry));
+  }
+  const std::int64_t data_begin = kLengthBytes + static_cast<std::int64_t>(header_bytes);
+  check_layout(path_, tensors_, file_bytes - data_begin);
+  for (auto& [name, info] : tensors_) {
+    info.begin += data_begin;
+    info.end += data_begin;
+  }
+  fd_ = file.release();
+}
+
+SafetensorsFile::~SafetensorsFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), tensors_(std::move(other.tensors_)) {}
+
+SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(fd_, other.fd_);
+  std::swap(tensors_, other.tensors_);
+  return *this;
+}
+
+void SafetensorsFile::read(const std::string& name, void* dst) const {
+  const auto it = tensors_.find(name);
+  if (it == tensors_.end()) fail(ErrorCode::kNotFound, "safetensors", path_, ": has no tensor ", shown(name));
+  read_at(fd_, path_, dst, it->second.end - it->second.begin, it->second.begin);
+}
+
+Checkpoint::Checkpoint(const std::string& dir) : dir_(dir) {
+  const std::string single = dir + "/model.safetensors";
+  const std::string index = dir + "/model.safetensors.index.json";
+  std::map<std::string, std::string> shard_of;
+  std::vector<std::string> shards;
+  if (exists(single)) {
+    shards.emplace_back("model.safetensors");
+  } else if (exists(index)) {
+    shard_of = read_index(index);
+    for (const auto& [tensor, shard] : shard_of) shards.push_back(shard);
+    std::sort(shards.begin(), shards.end());
+    shards.erase(std::unique(shards.begin(), shards.end()), shards.end());
+  } else {
+    fail(ErrorCode::kNotFound, "safetensors", dir,
+         ": must hold model.safetensors or model.safetensors.index.json; it holds neither");
+  }
+  for (const std::string& shard : shards) {
+    files_.emplace_back(dir + '/' + shard);
+    for (const auto& [tensor, info] : files_.back().tensors()) {
+      const auto [it, added] = file_of_.emplace(tensor, files_.size() - 1);
+      if (!added) {
+        corrupt(files_.back().path(), "tensor ", shown(tensor), " must be in one file only; it is in ",
+                files_[it->second].path(), " too");
+      }
+    }
+  }
+  for (const auto& [tensor, shard] : shard_of) {
+    const auto it = file_of_.find(tensor);
+    if (it == file_of_.end() || files_[it->second].path() != dir + '/' + shard) {
+      corrupt(index, "weight_map says that tensor ", shown(tensor), " is in ", shown(shard), "; it is not");
+    }
+  }
+}
+
+bool Checkpoint::contains(const std::string& name) const {
+  return file_of_.contains(name);
+}
+
+std::vector<std::string> Checkpoint::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, file] : file_of_) names.push_back(name);
+  return names;
+}
+
+const TensorInfo& Checkpoint::info(const std::string& name) const {
+  const auto it = file_of_.find(name);
+  if (it == file_of_.end()) fail(ErrorCode::kNotFound, "safetensors", dir_, ": has no tensor ", shown(name));
+  return files_[it->second].tensors().at(name);
+}
+
+std::vector<Bf16> Checkpoint::read_bf16(const std::string& name,
+                                        const std::vector<std::int64_t>& shape) const {
+  const TensorInfo& found = info(name);
+  const SafetensorsFile& file = files_[file_of_.at(name)];
+  require_floats(file, name, shape);
+  std::vector<Bf16> values(static_cast<std::size_t>((found.end - found.begin) / size_of(found.dtype)));
+  if (found.dtype == DType::kBF16) {
+    file.read(name, values.data());
+  } else {
+    for_each_value(file, name, found, [&](std::size_t i, float value) { values[i] = to_bf16(value); });
+  }
+  return values;
+}
+
+std::vector<float> Checkpoint::read_f32(const std::string& name,
+                                        const std::vector<std::int64_t>& shape) const {
+  const TensorInfo& found = info(name);
+  const SafetensorsFile& file = files_[file_of_.at(name)];
+  require_floats(file, name, shape);
+  std::vector<float> values(static_cast<std::size_t>((found.end - found.begin) / size_of(found.dtype)));
+  for_each_value(file, name, found, [&](std::size_t i, float value) { values[i] = value; });
+  return values;
+}
+
+}  // namespace snapmla
