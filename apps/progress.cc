@@ -44,7 +44,7 @@ void Progress::update(std::int64_t done) {
   if (now - last_ < kRedrawEvery) return;
   last_ = now;
   const double seconds = std::chrono::duration<double>(now - start_).count();
-  std::fputs(("\r" + progress_line(label_, done, total_, unit_, seconds) + "\x1b[K").c_str(), stderr);
+  fmt::print(stderr, "\r{}\x1b[K", progress_line(label_, done, total_, unit_, seconds));
   std::fflush(stderr);
 }
 

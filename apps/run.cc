@@ -90,17 +90,13 @@ Generation generate(Engine& engine, const Request& request,
   return result;
 }
 
-std::vector<std::int32_t> encode_prompt(const Engine& engine, const std::string& prompt) {
-  return prompt.empty() ? std::vector<std::int32_t>{} : engine.tokenizer().encode(prompt);
-}
-
 int run_one(const RunOptions& options) {
   const std::string prompt = read_prompt(options);
   Engine engine =
       make_engine(options, options.kv_cache_dtype == "bf16" ? CacheFormat::kBf16 : CacheFormat::kFp8);
   const Style style = make_style(STDOUT_FILENO, options.common.color);
   const bool json = options.common.json;
-  const Request request = make_request(options, encode_prompt(engine, prompt), engine.config());
+  const Request request = make_request(options, engine.tokenizer().encode(prompt), engine.config());
   if (!json && isatty(STDOUT_FILENO) == 1) write_stdout(style.bold(prompt));
   const Generation generation = generate(engine, request, [json](std::string_view text) {
     if (!json) write_stdout(text);
@@ -149,7 +145,7 @@ int run_compare(const RunOptions& options) {
   const auto show = [json](std::string_view text) {
     if (!json) write_stdout(text);
   };
-  const std::vector<std::int32_t> tokens = encode_prompt(fp8_engine, prompt);
+  const std::vector<std::int32_t> tokens = fp8_engine.tokenizer().encode(prompt);
   const Request request = make_request(options, tokens, fp8_engine.config());
 
   show(title(fp8_engine, backend_by_name(options.common.backend), style));
