@@ -249,6 +249,23 @@ TEST(EngineLoop, SamplesOnAfterTheForcedTokens) {
   EXPECT_EQ(run_alone(engine, request).tokens, want);
 }
 
+TEST(EngineLoop, SamplesWithTheSeedAndTheIndexOfTheToken) {
+  EngineLoop engine = fake_engine({});
+  const SamplingParams sampling{.temperature = 1.5F, .top_k = 100, .top_p = 0.95F, .seed = 77};
+  std::vector<std::int32_t> tokens = make_prompt(10);
+  const Outcome outcome = run_alone(
+      engine, {.prompt_tokens = tokens, .max_tokens = 20, .sampling = sampling, .ignore_eos = true});
+  Sampler sampler(reference(), 1);
+  for (int i = 0; i < 20; ++i) {
+    const std::vector<float> logits = fake_logits(tokens);
+    const std::vector<Chosen> chosen =
+        sampler.choose(ConstTensorView(logits.data(), DType::kF32, {1, kFakeVocab}),
+                       {{.sampling = sampling, .token_idx = i}}, {});
+    tokens.push_back(chosen[0].token);
+    EXPECT_EQ(outcome.tokens[static_cast<std::size_t>(i)], chosen[0].token);
+  }
+}
+
 TEST(EngineLoop, EventsCarryLogitsAndTheirProbability) {
   EngineLoop engine = fake_engine({});
   Request request{

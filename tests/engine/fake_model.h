@@ -27,7 +27,7 @@ inline constexpr int kEos = 257;
 inline constexpr int kFakeVocab = 260;  ///< 256 bytes, BOS, EOS, and two ids the tokenizer does not know
 
 /// A tokenizer with one token a byte, id = byte. BOS and EOS are special; no post-processor.
-inline Tokenizer byte_tokenizer() {
+inline std::string byte_tokenizer_json() {
   nlohmann::json vocab;
   for (int byte = 0; byte < 256; ++byte) vocab[bytes_token(std::string(1, static_cast<char>(byte)))] = byte;
   const auto special = [](int id, const char* content) {
@@ -42,8 +42,12 @@ inline Tokenizer byte_tokenizer() {
       {"post_processor", nullptr},
       {"decoder", {{"type", "ByteLevel"}}},
       {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", nlohmann::json::array()}}}};
+  return file.dump();
+}
+
+inline Tokenizer byte_tokenizer() {
   const TempDir dir;
-  write_file(dir.file("tokenizer.json"), file.dump());
+  write_file(dir.file("tokenizer.json"), byte_tokenizer_json());
   return Tokenizer::load(dir.path());
 }
 
