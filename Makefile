@@ -44,8 +44,8 @@ cuda: deps build/cuda/build.ninja ## build with nvcc and run what it compiles (G
 	@ctest --preset cuda
 
 bench: deps build/cpu/build.ninja ## measure this machine
-	@cmake --build --preset cpu -j $(JOBS) --target bench
-	@build/cpu/bench/bench $(BENCH_ARGS)
+	@cmake --build --preset cpu -j $(JOBS) --target snapmla_bench
+	@build/cpu/bench/snapmla_bench $(BENCH_ARGS)
 
 format: check-deps ## format all C++ and CUDA files
 	@scripts/check_format.sh --fix

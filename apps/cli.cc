@@ -176,7 +176,7 @@ HelpFormatter::HelpFormatter() {
 }
 
 std::string HelpFormatter::make_option(const CLI::Option* option, bool is_positional) const {
-  const std::string value = option->get_option_text();
+  const std::string& value = option->get_option_text();
   std::string left = is_positional ? "[" + value + "]" : option->get_name(false, true);
   if (const auto comma = left.find(','); comma != std::string::npos) left.insert(comma + 1, " ");
   if (!is_positional && !value.empty()) left += " " + value;
