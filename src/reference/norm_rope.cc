@@ -30,8 +30,8 @@ void rotate_row(const Bf16* x, const float* cos_sin, bool interleaved, Bf16* out
 
 const float* cos_sin_row(const char* op, const RopeParams& rope, std::int64_t index) {
   const std::int64_t position = rope.positions.as<std::int32_t>()[index];
-  SNAPMLA_REQUIRE(position >= 0 && position < rope.cos_sin.dim(0), op, "rope.positions must lie in [0, ", rope.cos_sin.dim(0),
-                  "); got ", position, " at ", index);
+  SNAPMLA_REQUIRE(position >= 0 && position < rope.cos_sin.dim(0), op, "rope.positions must lie in [0, ",
+                  rope.cos_sin.dim(0), "); got ", position, " at ", index);
   return rope.cos_sin.as<float>() + position * kRopeDim;
 }
 
