@@ -10,7 +10,7 @@
 // pushed out. A small max_tokens therefore lets more requests run together. What a request gets depends on
 // itself alone: not on its batch, its wait, or prefill_chunk.
 //
-// Example (compiled and run by tests/core/headers_test.cc with the bundled model):
+// Example (compiled and run by tests/engine/headers_test.cc with the bundled model):
 //
 //     snapmla::Engine engine({.model_dir = "models/tiny-mla"});
 //     engine.submit({.prompt = "In the beginning", .max_tokens = 32});
