@@ -37,6 +37,7 @@ std::vector<Chosen> Sampler::choose(const ConstTensorView& logits, const std::ve
   const std::int64_t vocab = logits.dim(1);
 
   std::vector<SampleRow> rows;
+  rows.reserve(choices.size());
   for (const Choice& choice : choices) {
     rows.push_back({.temperature = choice.forced < 0 ? choice.sampling.temperature : 0,
                     .top_k = choice.sampling.top_k,

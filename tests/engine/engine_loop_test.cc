@@ -355,7 +355,7 @@ TEST(EngineLoop, AFailedStepIsRepeated) {
         events = engine.step();
       } catch (const Error& error) {
         EXPECT_EQ(error.code(), ErrorCode::kDevice);
-        ++num_failures;
+        ASSERT_EQ(++num_failures, 1) << fail_in;
         continue;
       }
       for (TokenEvent& event : events) collect({std::move(event)}, outcomes);
