@@ -1,0 +1,137 @@
+// The row-wise plain ops: embedding, norm, RoPE, silu_mul and add, with strides, in batches and alone.
+#include "core/plain_ops.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+
+#include "reference/norm_rope.h"
+#include "reference/ops.h"
+#include "support/random_tensors.h"
+
+namespace snapmla {
+namespace {
+
+using testing::expect_code;
+using testing::kBf16Rounding;
+using testing::random_bf16;
+using testing::real;
+using testing::same_bits;
+
+constexpr int kRows = 33;
+constexpr int kDim = 96;
+constexpr int kStride = 100;
+
+const PlainOps& ops() {
+  return reference_ops::plain_ops();
+}
+
+ConstTensorView rows_of(const std::vector<Bf16>& x, std::int64_t rows = kRows) {
+  return {x.data(), DType::kBF16, {rows, kDim}, {kStride, 1}};
+}
+TensorView rows_of(std::vector<Bf16>& x, std::int64_t rows = kRows) {
+  return {x.data(), DType::kBF16, {rows, kDim}, {kStride, 1}};
+}
+
+TEST(Embed, CopiesRowsAndRefusesTokensOutsideTheTable) {
+  const std::vector<Bf16> table = random_bf16(5 * kDim, 1);
+  std::array<std::int32_t, 3> tokens = {4, 0, 4};
+  std::vector<Bf16> out(3 * kStride);
+  const ConstTensorView token_view(tokens.data(), DType::kI32, {3});
+  const ConstTensorView table_view(table.data(), DType::kBF16, {5, kDim});
+  ops().embed(token_view, table_view, rows_of(out, 3), {});
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(same_bits(out.data() + i * kStride, table.data() + tokens[i] * kDim, kDim)) << i;
+  }
+  for (const std::int32_t bad : {5, -1}) {
+    tokens[1] = bad;
+    expect_code(ErrorCode::kInvalidArgument,
+                [&] { ops().embed(token_view, table_view, rows_of(out, 3), {}); });
+  }
+}
+
+TEST(RmsNorm, IsTheRowFunctionOnEveryRow) {
+  const std::vector<Bf16> x = random_bf16(kRows * kStride, 1);
+  const std::vector<Bf16> weight = random_bf16(kDim, 2);
+  std::vector<Bf16> y(kRows * kStride);
+  ops().rms_norm(rows_of(x), ConstTensorView(weight.data(), DType::kBF16, {kDim}), 1e-6F, rows_of(y), {});
+  std::vector<Bf16> expected(kDim);
+  for (int r = 0; r < kRows; ++r) {
+    reference_ops::rms_norm_row(x.data() + r * kStride, weight.data(), 1e-6F, kDim, expected.data());
+    ASSERT_TRUE(same_bits(y.data() + r * kStride, expected.data(), kDim)) << r;
+  }
+}
+
+TEST(Rope, RotatesEveryHeadByItsTokensPosition) {
+  constexpr int kTokens = 5, kHeads = 3, kTokenStride = 600, kHeadStride = 192, kPositions = 7;
+  const std::vector<Bf16> x = random_bf16(kTokens * kTokenStride, 1);
+  const std::vector<float> table = testing::random_floats(kPositions * kRopeDim, 2);
+  std::array<std::int32_t, kTokens> positions = {6, 0, 3, 3, 1};
+  const RopeParams rope{.cos_sin = ConstTensorView(table.data(), DType::kF32, {kPositions, kRopeDim}),
+                        .positions = ConstTensorView(positions.data(), DType::kI32, {kTokens}),
+                        .interleaved = false};
+  const ConstTensorView x_view(x.data(), DType::kBF16, {kTokens, kHeads, kRopeDim},
+                               {kTokenStride, kHeadStride, 1});
+  std::vector<Bf16> y(kTokens * kHeads * kRopeDim);
+  const TensorView y_view(y.data(), DType::kBF16, {kTokens, kHeads, kRopeDim});
+  ops().rope(x_view, rope, y_view, {});
+  std::array<Bf16, kRopeDim> expected{};
+  for (int t = 0; t < kTokens; ++t) {
+    for (int h = 0; h < kHeads; ++h) {
+      reference_ops::rotate_row(x.data() + t * kTokenStride + h * kHeadStride,
+                                table.data() + positions[static_cast<std::size_t>(t)] * kRopeDim, false,
+                                expected.data());
+      ASSERT_TRUE(same_bits(y.data() + (t * kHeads + h) * kRopeDim, expected.data(), kRopeDim))
+          << t << ' ' << h;
+    }
+  }
+  positions[2] = kPositions;
+  expect_code(ErrorCode::kInvalidArgument, [&] { ops().rope(x_view, rope, y_view, {}); });
+}
+
+TEST(SiluMul, MatchesFp64) {
+  std::vector<Bf16> gate = random_bf16(kRows * kStride, 1, 4);
+  const std::vector<Bf16> up = random_bf16(kRows * kStride, 2);
+  gate[0] = to_bf16(-1e4F);  // exp(1e4) overflows; the result is 0
+  gate[1] = to_bf16(1e4F);
+  std::vector<Bf16> y(kRows * kStride);
+  ops().silu_mul(rows_of(gate), rows_of(up), rows_of(y), {});
+  for (int r = 0; r < kRows; ++r) {
+    for (int d = 0; d < kDim; ++d) {
+      const auto at = static_cast<std::size_t>(r * kStride + d);
+      const double expected = real(gate[at]) / (1 + std::exp(-real(gate[at]))) * real(up[at]);
+      ASSERT_NEAR(real(y[at]), expected, std::fabs(expected) * (kBf16Rounding + 8 * 0x1p-24))
+          << r << ' ' << d;
+    }
+  }
+}
+
+TEST(Add, RoundsOnceAndMayWriteOverAnInput) {
+  const std::vector<Bf16> a = random_bf16(kRows * kStride, 1);
+  const std::vector<Bf16> b = random_bf16(kRows * kStride, 2, 100);
+  std::vector<Bf16> y(kRows * kStride);
+  ops().add(rows_of(a), rows_of(b), rows_of(y), {});
+  std::vector<Bf16> over = a;
+  ops().add(rows_of(over), rows_of(b), rows_of(over), {});
+  for (int r = 0; r < kRows; ++r) {
+    for (int d = 0; d < kDim; ++d) {
+      const auto at = static_cast<std::size_t>(r * kStride + d);
+      // Two bf16 numbers of near exponents add exactly in fp32; farther ones round there first, far below
+      // bf16.
+      const double sum = real(a[at]) + real(b[at]);
+      ASSERT_NEAR(real(y[at]), sum, std::fabs(sum) * (kBf16Rounding + 0x1p-24)) << r << ' ' << d;
+      ASSERT_EQ(over[at].bits, y[at].bits);
+    }
+  }
+}
+
+TEST(PlainOps, WrongShapesAreOurBug) {
+  std::vector<Bf16> x(2 * kStride);
+  expect_code(ErrorCode::kInternal, [&] { ops().add(rows_of(x, 2), rows_of(x, 1), rows_of(x, 2), {}); });
+  expect_code(ErrorCode::kInternal, [&] { ops().silu_mul(rows_of(x, 2), rows_of(x, 2), rows_of(x, 1), {}); });
+  const ConstTensorView weight(x.data(), DType::kBF16, {kDim + 1});
+  expect_code(ErrorCode::kInternal, [&] { ops().rms_norm(rows_of(x, 2), weight, 1e-6F, rows_of(x, 2), {}); });
+}
+
+}  // namespace
+}  // namespace snapmla
