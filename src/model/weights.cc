@@ -106,7 +106,8 @@ class Loader {
     const std::int64_t bytes = element_count(shape) * size_of(DType::kBF16);
     auto* stack = static_cast<std::byte*>(allocate(count * bytes));
     for (int expert = 0; expert < count; ++expert) {
-      const std::string tensor = prefix + std::to_string(expert) + '.' + name + ".weight";
+      std::string tensor = prefix;
+      tensor.append(std::to_string(expert)).append(".").append(name).append(".weight");
       const std::vector<Bf16> values = checkpoint_.read_bf16(tensor, shape);
       copy(stack + expert * bytes, values.data(), bytes);
     }

@@ -64,9 +64,9 @@ MODELS = {
         "v_head_dim": 32,
         "n_routed_experts": 16,
         "n_shared_experts": 1,
-        "num_experts_per_tok": 3,
+        "num_experts_per_tok": 2,
         "n_group": 4,
-        "topk_group": 2,
+        "topk_group": 1,
         "norm_topk_prob": True,
         "routed_scaling_factor": 2.5,
         "scoring_func": "sigmoid",
@@ -366,7 +366,7 @@ def find_prompt(config, fp32, bf16, rng):
             clear = torch.minimum(clear, gap(logits)[:, -1] / logit_noise)
         prompt = tries[int(clear.argmax())]
     best, best_clear = None, -1.0
-    for _ in range(40):
+    for _ in range(80):
         tries = [prompt + [t] for t in rng.integers(2, config["vocab_size"], CANDIDATES).tolist()]
         clear = torch.full((CANDIDATES,), torch.inf)
         for _ in range(GREEDY_TOKENS + 1):
@@ -380,7 +380,7 @@ def find_prompt(config, fp32, bf16, rng):
             clear = clear[alive]
         if alive:
             best, best_clear = tries[int(clear.argmax())], float(clear.max())
-        if best_clear >= MIN_MARGIN:
+        if best_clear >= 0.75 * MIN_MARGIN:
             break
     # The last token of `best` came from the last step's logits and is not fed.
     return best[:-1], best[PROMPT_TOKENS:], best_clear

@@ -1,0 +1,218 @@
+// Logits of tiny DeepSeek-V2 and V3 models against Hugging Face transformers
+// (tests/tools/make_model_goldens.py made the files; weights come from the shared generator).
+//
+// Bound for a BF16 cache: twice the difference between transformers in BF16 and in fp32, as rms and as
+// largest difference over all stored positions; greedy tokens equal. For an FP8 cache eight times that bound:
+// sixteen is the ratio of the rounding steps of e4m3 (2^-4) and BF16 (2^-8), so its whole budget is that of
+// one e4m3 rounding wherever BF16 has one; these random models have logits so flat that a token may differ,
+// and two thirds must not. Each mistake of the list at the end, made on purpose, exceeds the BF16 bound
+// tenfold.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/model.h"
+#include "model_runner.h"
+#include "support/checkpoint.h"
+
+namespace snapmla {
+namespace {
+
+using testing::ModelRunner;
+using testing::NamedTensor;
+using testing::Sequence;
+using testing::TempDir;
+
+constexpr double kBf16Factor = 2;
+constexpr double kFp8Factor = 16;
+constexpr double kMistakeFactor = 10;
+
+struct Golden {
+  nlohmann::json config;
+  std::uint64_t seed = 0;
+  std::vector<std::int32_t> prompt;
+  std::vector<std::int32_t> greedy;
+  std::vector<int> positions;
+  std::vector<std::vector<float>> logits;
+  double bf16_max_abs = 0;
+  double bf16_rms = 0;
+};
+
+Golden load_golden(const std::string& name) {
+  std::ifstream in(std::string(SNAPMLA_SOURCE_DIR) + "/tests/data/goldens/" + name + ".json");
+  const nlohmann::json file = nlohmann::json::parse(in);
+  return {.config = file.at("config"),
+          .seed = file.at("seed"),
+          .prompt = file.at("prompt"),
+          .greedy = file.at("greedy"),
+          .positions = file.at("positions"),
+          .logits = file.at("logits"),
+          .bf16_max_abs = file.at("bf16_max_abs"),
+          .bf16_rms = file.at("bf16_rms")};
+}
+
+int argmax(const std::vector<float>& logits) {
+  return static_cast<int>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+/// Logits at the golden's positions: chunks that end at each, then its greedy tokens one by one.
+std::vector<std::vector<float>> run(const Golden& golden, std::unique_ptr<Model> model) {
+  ModelRunner runner(std::move(model), 8);
+  Sequence sequence;
+  std::vector<std::vector<float>> logits;
+  std::size_t next_greedy = 0;
+  for (const int position : golden.positions) {
+    if (position < static_cast<int>(golden.prompt.size())) {
+      const std::vector<std::int32_t> tokens(golden.prompt.begin() + sequence.length,
+                                             golden.prompt.begin() + position + 1);
+      logits.push_back(runner.prefill(sequence, tokens, static_cast<int>(tokens.size())));
+    } else {
+      logits.push_back(runner.decode(sequence, golden.greedy.at(next_greedy++)));
+    }
+  }
+  return logits;
+}
+
+/// Differences in units of those between transformers in BF16 and in fp32.
+struct Difference {
+  double rms = 0;
+  double max_abs = 0;
+};
+
+Difference compare(const Golden& golden, const std::vector<std::vector<float>>& logits) {
+  double squares = 0;
+  double largest = 0;
+  double count = 0;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    for (std::size_t j = 0; j < logits[i].size(); ++j) {
+      const double difference = logits[i][j] - static_cast<double>(golden.logits[i][j]);
+      squares += difference * difference;
+      largest = std::isnan(difference) ? HUGE_VAL : std::max(largest, std::abs(difference));
+      count += 1;
+    }
+  }
+  return {.rms = std::sqrt(squares / count) / golden.bf16_rms, .max_abs = largest / golden.bf16_max_abs};
+}
+
+using Tensors = std::vector<NamedTensor>;
+using Edit = std::function<void(ModelConfig& config, Tensors& tensors)>;
+
+std::unique_ptr<Model> load(const Golden& golden, CacheFormat format, const Edit& edit = {}) {
+  const TempDir dir;
+  Tensors tensors = testing::make_tensors(golden.config, golden.seed);
+  testing::write_file(dir.file("config.json"), golden.config.dump());
+  ModelConfig config = load_config(dir.path());
+  if (edit) edit(config, tensors);
+  testing::write_safetensors(dir.file("model.safetensors"), tensors);
+  return Model::load(reference(), dir.path(), config,
+                     {.max_batch = 1, .max_chunk = 64, .max_seq_len = 256, .cache_format = format});
+}
+
+class Goldens : public ::testing::TestWithParam<const char*> {
+ protected:
+  static std::vector<std::vector<float>> expect_within(const Golden& golden, CacheFormat format,
+                                                       double factor) {
+    std::vector<std::vector<float>> logits = run(golden, load(golden, format));
+    EXPECT_EQ(logits.size(), golden.logits.size());
+    const Difference difference = compare(golden, logits);
+    RecordProperty("rms", std::to_string(difference.rms));
+    RecordProperty("max_abs", std::to_string(difference.max_abs));
+    EXPECT_LE(difference.rms, factor);
+    EXPECT_LE(difference.max_abs, factor);
+    return logits;
+  }
+};
+
+TEST_P(Goldens, Bf16CacheMatchesTransformers) {
+  const Golden golden = load_golden(GetParam());
+  const auto logits = expect_within(golden, CacheFormat::kBf16, kBf16Factor);
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    EXPECT_EQ(argmax(logits[i]), argmax(golden.logits[i])) << "position " << golden.positions[i];
+  }
+  const std::size_t prompt_end = logits.size() - golden.greedy.size();
+  for (std::size_t i = 0; i < golden.greedy.size(); ++i) {
+    EXPECT_EQ(argmax(logits[prompt_end + i]), golden.greedy[i]) << "greedy token " << i;
+  }
+}
+
+TEST_P(Goldens, Fp8CacheIsNear) {
+  const Golden golden = load_golden(GetParam());
+  const auto logits = expect_within(golden, CacheFormat::kFp8, kFp8Factor);
+  std::size_t equal = 0;
+  for (std::size_t i = 0; i < logits.size(); ++i)
+    equal += argmax(logits[i]) == argmax(golden.logits[i]) ? 1 : 0;
+  EXPECT_GE(3 * equal, 2 * logits.size());
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Goldens, ::testing::Values("v3_yarn", "v3_plain", "v2_greedy", "v2_groups"),
+                         [](const auto& test) { return std::string(test.param); });
+
+void zero(Tensors& tensors, const std::string& suffix) {
+  for (NamedTensor& tensor : tensors) {
+    if (testing::ends_with(tensor.name, suffix)) std::fill(tensor.values.begin(), tensor.values.end(), 0.0F);
+  }
+}
+
+struct Mistake {
+  const char* name;
+  const char* golden;
+  Edit edit;
+};
+
+std::vector<Mistake> mistakes() {
+  const Edit no_mscale = [](ModelConfig& config, Tensors&) {
+    config.softmax_scale = 1 / std::sqrt(static_cast<float>(config.nope_dim + kRopeDim));
+  };
+  const Edit halves = [](ModelConfig& config, Tensors&) { config.rope_interleaved = false; };
+  const Edit no_yarn = [](ModelConfig& config, Tensors&) { config.yarn = {}; };
+  const Edit no_router_bias = [](ModelConfig&, Tensors& tensors) {
+    zero(tensors, "e_score_correction_bias");
+  };
+  const Edit no_attention_bias = [](ModelConfig&, Tensors& tensors) { zero(tensors, ".bias"); };
+  const Edit all_groups = [](ModelConfig& config, Tensors&) { config.top_groups = config.num_groups; };
+  const Edit other_group_score = [](ModelConfig& config, Tensors&) {
+    config.group_score = config.group_score == GroupScore::kMax ? GroupScore::kTopTwoSum : GroupScore::kMax;
+  };
+  const Edit no_routed_scaling = [](ModelConfig& config, Tensors&) { config.routed_scaling = 1; };
+  const Edit other_scoring = [](ModelConfig& config, Tensors&) {
+    config.scoring = config.scoring == Scoring::kSigmoid ? Scoring::kSoftmax : Scoring::kSigmoid;
+  };
+  return {{"NoMscaleV3", "v3_yarn", no_mscale},
+          {"NoMscaleV2", "v2_greedy", no_mscale},
+          {"NoYarnV3", "v3_yarn", no_yarn},
+          {"NoYarnV2", "v2_groups", no_yarn},
+          {"RopeInHalvesV3", "v3_plain", halves},
+          {"RopeInHalvesV2", "v2_greedy", halves},
+          {"NoRouterBias", "v3_yarn", no_router_bias},
+          {"NoAttentionBiasV3", "v3_plain", no_attention_bias},
+          {"NoAttentionBiasV2", "v2_groups", no_attention_bias},
+          {"AllGroupsV3", "v3_yarn", all_groups},
+          {"AllGroupsV2", "v2_groups", all_groups},
+          {"OtherGroupScoreV3", "v3_yarn", other_group_score},
+          {"OtherGroupScoreV2", "v2_groups", other_group_score},
+          {"OtherScoringV3", "v3_yarn", other_scoring},
+          {"NoRoutedScalingV3", "v3_yarn", no_routed_scaling},
+          {"NoRoutedScalingV2", "v2_groups", no_routed_scaling}};
+}
+
+class GoldenMistakes : public ::testing::TestWithParam<Mistake> {};
+
+TEST_P(GoldenMistakes, ExceedTheBoundTenfold) {
+  const Golden golden = load_golden(GetParam().golden);
+  const Difference difference =
+      compare(golden, run(golden, load(golden, CacheFormat::kBf16, GetParam().edit)));
+  RecordProperty("rms", std::to_string(difference.rms));
+  EXPECT_GE(difference.rms, kMistakeFactor * kBf16Factor);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldenMistakes, ::testing::ValuesIn(mistakes()),
+                         [](const auto& test) { return std::string(test.param.name); });
+
+}  // namespace
+}  // namespace snapmla
