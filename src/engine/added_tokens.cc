@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 namespace snapmla {
 namespace {
@@ -71,7 +72,7 @@ std::int32_t AddedTokens::Trie::longest(std::string_view text) const {
   return found;
 }
 
-AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens) : tokens_(tokens) {
+AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
   for (std::size_t i = 0; i < tokens_.size(); ++i) {
     Trie& trie = tokens_[i].normalized ? normalized_ : raw_;
     trie.insert(tokens_[i].content, static_cast<std::int32_t>(i));

@@ -20,7 +20,7 @@ struct Segment {
 
 class AddedTokens {
  public:
-  explicit AddedTokens(const std::vector<AddedToken>& tokens);
+  explicit AddedTokens(std::vector<AddedToken> tokens);
 
   /// Segments in the order of the text; `text` is valid UTF-8.
   [[nodiscard]] std::vector<Segment> split(std::string_view text) const;

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "core/check.h"
+#include "engine/utf8.h"
 
 namespace snapmla {
 namespace {
@@ -100,7 +101,7 @@ ByteBpe::ByteBpe(const TokenizerFile& file, const std::string& path) : ignore_me
     for (const std::string& token : {left, right, left + right})
       if (id(token) == kNone)
         fail(ErrorCode::kCorruptFile, "tokenizer", path, ": model.merges[", rank,
-             "] needs a token that model.vocab lacks: \"", token, "\"");
+             "] needs a token that model.vocab lacks: ", quote_text(token));
     merges_[pair_key(id(left), id(right))] = {.rank = rank, .id = id(left + right)};
     ++rank;
   }

@@ -9,6 +9,7 @@
 #include <unordered_set>
 
 #include "core/check.h"
+#include "engine/utf8.h"
 
 namespace snapmla {
 namespace {
@@ -38,7 +39,10 @@ class Node {
   /// A field that is null or absent is null.
   [[nodiscard]] Node at(const std::string& key) const {
     static const Json null;
-    const std::string place = place_.empty() ? key : place_ + "." + key;
+    const bool plain =
+        key.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_") == key.npos;
+    const std::string name = plain ? key : quote_text(key);
+    const std::string place = place_.empty() ? name : place_ + "." + name;
     if (json_->is_null()) return {null, *file_, place};
     if (!json_->is_object()) corrupt(" must be an object; got ", json_->type_name());
     const auto found = json_->find(key);
@@ -77,7 +81,7 @@ class Node {
     std::vector<std::pair<std::string, Node>> nodes;
     nodes.reserve(json_->size());
     for (const auto& [key, value] : json_->items())
-      nodes.emplace_back(key, Node(value, *file_, place_ + "[\"" + key + "\"]"));
+      nodes.emplace_back(key, Node(value, *file_, place_ + "[" + quote_text(key) + "]"));
     return nodes;
   }
 
@@ -102,7 +106,8 @@ std::vector<Node> flatten(const Node& node, const std::string& key) {
 }
 
 [[noreturn]] void refuse_type(const Node& node, std::string_view supported) {
-  node.unsupported(" of type \"", node.at("type").string(), "\" is not supported; supported: ", supported);
+  node.unsupported(" of type ", quote_text(node.at("type").string()),
+                   " is not supported; supported: ", supported);
 }
 
 void read_vocab(const Node& node, TokenizerFile& file) {
@@ -110,7 +115,7 @@ void read_vocab(const Node& node, TokenizerFile& file) {
   for (const auto& [token, value] : node.fields()) {
     const std::int32_t id = value.token_id();
     const auto [other, fresh] = by_id.emplace(id, token);
-    if (!fresh) value.corrupt(" has id ", id, ", which \"", other->second, "\" has too");
+    if (!fresh) value.corrupt(" has id ", id, ", which ", quote_text(other->second), " has too");
     file.vocab.emplace_back(token, id);
   }
   if (file.vocab.empty()) node.corrupt(" is empty");
@@ -122,7 +127,7 @@ void read_merges(const Node& node, TokenizerFile& file) {
       const std::string text = merge.string();
       const std::size_t space = text.find(' ');
       if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos)
-        merge.corrupt(" must be two tokens with a space between; got \"", text, "\"");
+        merge.corrupt(" must be two tokens with a space between; got ", quote_text(text));
       file.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
     } else {
       const std::vector<Node> pair = merge.list();
@@ -137,7 +142,7 @@ void read_model(const Node& model, TokenizerFile& file) {
   const Node type = model.at("type");
   // Files from before 2020 have no type; a BPE model is known by its merges.
   if (type.is_null() ? model.at("merges").is_null() : type.string() != "BPE")
-    type.unsupported(" must be \"BPE\"; got ", type.is_null() ? "none" : "\"" + type.string() + "\"");
+    type.unsupported(" must be \"BPE\"; got ", type.is_null() ? "none" : quote_text(type.string()));
   if (model.at("byte_fallback").flag(false)) model.at("byte_fallback").unsupported(" is not supported");
   if (!model.at("dropout").is_null()) model.at("dropout").unsupported(" is not supported");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -157,7 +162,7 @@ SplitBehavior read_behavior(const Node& node) {
   if (name == "MergedWithPrevious") return SplitBehavior::kMergedWithPrevious;
   if (name == "MergedWithNext") return SplitBehavior::kMergedWithNext;
   if (name == "Contiguous") return SplitBehavior::kContiguous;
-  node.unsupported(" \"", name, "\" is not supported");
+  node.unsupported(" ", quote_text(name), " is not supported");
 }
 
 PreTokenStep read_split(const Node& node) {
@@ -255,8 +260,9 @@ void read_added_tokens(const Node& root, TokenizerFile& file) {
     const auto other_id = by_content.emplace(token.content, token.id).first->second;
     const std::string& other = by_id.emplace(token.id, token.content).first->second;
     if (other_id != token.id)
-      node.corrupt(": \"", token.content, "\" has id ", token.id, " here and ", other_id, " elsewhere");
-    if (other != token.content) node.corrupt(" has id ", token.id, ", which \"", other, "\" has too");
+      node.corrupt(": ", quote_text(token.content), " has id ", token.id, " here and ", other_id,
+                   " elsewhere");
+    if (other != token.content) node.corrupt(" has id ", token.id, ", which ", quote_text(other), " has too");
     file.added_tokens.push_back(std::move(token));
   }
 }

@@ -68,4 +68,18 @@ std::string take_finished_utf8(std::string& bytes) {
   return out;
 }
 
+std::string quote_text(std::string_view text) {
+  constexpr std::size_t kMost = 80;
+  constexpr std::string_view kHex = "0123456789abcdef";
+  std::string out = "\"";
+  for (const char c : text.substr(0, kMost)) {
+    const auto byte = static_cast<std::uint8_t>(c);
+    if (byte >= 0x20 && byte != 0x7f)
+      out += c;
+    else
+      out += {'\\', 'x', kHex[byte >> 4], kHex[byte & 0xf]};
+  }
+  return replace_invalid_utf8(out) + (text.size() > kMost ? "...\"" : "\"");
+}
+
 }  // namespace snapmla

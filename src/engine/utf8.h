@@ -25,4 +25,7 @@ struct Utf8Step {
 /// left is empty or the start of one character.
 std::string take_finished_utf8(std::string& bytes);
 
+/// Text from a file in double quotes for an error message: one line, at most 80 bytes of it.
+[[nodiscard]] std::string quote_text(std::string_view text);
+
 }  // namespace snapmla

@@ -24,6 +24,7 @@ namespace {
 using Json = nlohmann::json;
 using Ids = std::vector<std::int32_t>;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using testing::TempDir;
 
 const std::string kData = SNAPMLA_SOURCE_DIR "/tests/data/tokenizer/";
@@ -183,6 +184,7 @@ void expect_error(ErrorCode code, const std::string& text, const Call& call) {
   } catch (const Error& e) {
     EXPECT_EQ(to_string(e.code()), std::string(to_string(code))) << e.what();
     EXPECT_THAT(e.what(), HasSubstr(text));
+    EXPECT_THAT(e.what(), Not(HasSubstr("\n")));
   }
 }
 
@@ -304,6 +306,7 @@ TEST(Tokenizer, RefusesWrongFields) {
        "pre_tokenizer.pattern must have either",
        {{"/pre_tokenizer", changed(split("a"), {{"/pattern/String", "a"}})}}},
       {corrupt, "post_processor.single must be an array; got null", {{"/post_processor/single", nullptr}}},
+      {corrupt, "model.vocab[\"a\\x0ab\"] must be a token id", {{"/model/vocab/a\nb", "7"}}},
       {corrupt, "is not among special_tokens", {{"/post_processor/special_tokens", Json::object()}}},
       {corrupt,
        "post_processor adds id 9999, which no token has",
