@@ -25,7 +25,7 @@ enum class GroupScore : std::uint8_t {
 struct RouteParams {
   ConstTensorView logits{};  ///< [tokens, experts] f32
   ConstTensorView
-      bias;  ///< [experts] f32: added to scores for choosing only (e_score_correction_bias); may be absent
+      bias{};  ///< [experts] f32: added to scores for choosing only (e_score_correction_bias); may be absent
   Scoring scoring = Scoring::kSigmoid;
   GroupScore group_score = GroupScore::kTopTwoSum;
   int num_groups = 1;
