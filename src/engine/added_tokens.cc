@@ -121,7 +121,7 @@ void AddedTokens::split_by(const Trie& trie, std::string_view text, std::vector<
     std::size_t end = at + token.content.size();
     at = end;
     if (token.single_word && !stands_alone(text, begin, end)) continue;
-    if (token.lstrip) begin = std::max(done, begin - white_space_at_end(text.substr(0, begin)));
+    if (token.lstrip) begin -= white_space_at_end(text.substr(0, begin));
     if (token.rstrip) end += white_space_at_start(text.substr(end));
     if (done < begin) segments.push_back({.text = text.substr(done, begin - done)});
     segments.push_back({.text = text.substr(begin, end - begin), .id = token.id});

@@ -167,9 +167,9 @@ TEST(Tokenizer, ReplacesInvalidUtf8AsPythonDoes) {
 
 TEST(Tokenizer, NamesTokens) {
   const Tokenizer tokenizer = load_text(read_file(kData + "gpt2.json"));
-  EXPECT_EQ(tokenizer.vocab_size(), 712);
+  EXPECT_EQ(tokenizer.vocab_size(), 713);
   EXPECT_EQ(tokenizer.token_id("<|begin|>"), 0);
-  EXPECT_EQ(tokenizer.token_id("the river"), 711);
+  EXPECT_EQ(tokenizer.token_id("the river"), 712);
   EXPECT_EQ(tokenizer.token_id("\xc4\xa0"), tokenizer.encode(" ", false).at(0));
   EXPECT_EQ(tokenizer.token_id("no such token"), -1);
   EXPECT_EQ(tokenizer.token_id(""), -1);

@@ -81,7 +81,7 @@ def train(pre_tokenizer, vocab: int) -> Tokenizer:
     ])
     tok.add_tokens([
         AddedToken("<tag>", normalized=False), AddedToken("<tag>s", normalized=False),
-        AddedToken("wörd", single_word=True), AddedToken("<|beg", normalized=True),
+        AddedToken("wörd", single_word=True), AddedToken("<|beg", normalized=True), AddedToken("a<tag", normalized=True),
         AddedToken(" lead", normalized=False), AddedToken("日本", rstrip=True), "é", "the river",
     ])
     tok.post_processor = processors.TemplateProcessing(
@@ -113,7 +113,7 @@ WHOLE = [
     "<mask>", " <mask> ", "a \u00a0<mask> b", "a  <sep>  b", "<sep> <mask>", "<sep> \u2003<mask> x", "a <both> b", "<both>  <both>",
     "<sep> lead", "<sep>  lead <tag>s<tag>sx", "<lone>", "a<lone>", "<lone>b", "a <lone> b", "é<lone>,", "_<lone>", "\u0301<lone>", "\u200d<lone> ", "²<lone>", "-<lone>-",
     "wörd", "wörds", "wörd wörd", "<tag>wörd<tag>", "awörd", "wörd日", "<|begin|>", "<|begin|", "<|beg<|begin|>", "x<|begin|>y<|end|>", " <|begin|> ",
-    "日本 \n x", "日本語日本", "é e\u0301 É", "the river", "walk the river's edge", "THE RIVER", "<<tag>>", "<tag<tag>", "<|<|end|>|>",
+    "日本 \n x", "日本語日本", "é e\u0301 É", "the river", "walk the river's edge", "THE RIVER", "<<tag>>", "<tag<tag>", "a<tag>", "a<tag", "<|<|end|>|>",
     "In the beginning", "The pass key is 48213. Remember it.", "x = [1, 2, 3]; y = x[::-1]  # reverse", "if (a<b && c>d) { return 0x1F; }",
     "SELECT * FROM t WHERE id=42;", "https://example.org/a?b=c&d=%20#e", "user@example.org", "C:\\dir\\file.txt", "2026-11-23T05:13:16Z", "+49 (0) 123/456-789",
     "1234567890" * 3, "٠١٢٣٤٥٦٧٨٩", "!!!???...", "=" * 40, " " * 50, "\n" * 20, "\t\t\tif", "aaaaaaaaaaaaaaaaaaaaaaaa", "ab" * 30, "ÿþ" * 10,
@@ -208,7 +208,7 @@ def variants() -> list[tuple[str, dict, list[str]]]:
     """(name, changes to gpt2.json by JSON pointer, texts): everything supported that the three files lack."""
     rng = random.Random(17)
     some = [" ".join(rng.choices(FRAGMENTS, k=4)) for _ in range(12)] + WHOLE[:14] + WHOLE[51:66]
-    few = ["", "a,b", ",a,,b,", ",,", "a, b ,c", "xaxxbx12y345", "12", "a b  c\nd\n\n e ", "日本語,x\u180ey\u3000z"]
+    few = ["", "a,b", ",a,,b,", ",,", "a, b ,c", "xaxxbx12y345", "12", "a b  c\nd\n\n e ", "日本語、,x\u180ey\u3000z"]
     out = [("deepseek_v2", {"/pre_tokenizer": with_byte_level(
         *[split_json({"Regex": r}) for r in V2], {"type": "Digits", "individual_digits": True})}, some)]
     for name, regex in (("llama3", LLAMA3), ("cl100k", CL100K), ("o200k", O200K)):
@@ -224,7 +224,8 @@ def variants() -> list[tuple[str, dict, list[str]]]:
     for regex in (r"\p{Han}+", r"\p{^L}+", r"\P{L}+", r"\S+", r"[\S]+", r"[^\s]+", r"[\s,]+", r"\D+", r"[\D]+", r"\d{,2}", r"x{2}|b{1,}",
                   r"\u65e5|[\x{672c}-\x{8a9e}]", r"^.", r".$", r"\A.|.\z", r"\v|\n", r"(?<=,)\S|(?<! )b", r"(?>x+)b", r"a|(b)", r"[a\-c,]+", r"[,-]+",
                   r"x{", r"\p{Katakana}", r"\x2c", r"[\x61-\u0063]", r"x+?", r"x*+b"):
-        out.append((regex, {"/pre_tokenizer": with_byte_level(split_json({"Regex": regex}))}, few))
+        for behavior in ("Isolated", "Removed"):  # the second shows in the ids what matched
+            out.append((f"{behavior} {regex}", {"/pre_tokenizer": with_byte_level(split_json({"Regex": regex}, behavior))}, few))
     end = {"id": END, "ids": [1], "tokens": [END]}
     single = [{"SpecialToken": {"id": "two", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
     two = {"id": "two", "ids": [0, 5], "tokens": [BEGIN, "x"]}
