@@ -48,7 +48,7 @@ TEST(BlockProduct, SumsInTheOrderItPromises) {
         const std::vector<Bf16> w = random_bf16(n, 2);
         const std::vector<float> w_f32 = random_floats(n, 3);
         const std::vector<Bf16> w_t = random_bf16(static_cast<std::size_t>(inner * (outs + 2)), 4);
-        std::vector<float> y(static_cast<std::size_t>(rows * outs));
+        std::vector<float> y(static_cast<std::size_t>(rows * outs) + 200, 7.5F);
         const reference_ops::BlockProduct block{.x = x.data(),
                                                 .x_stride = inner + 1,
                                                 .rows = rows,
@@ -57,6 +57,8 @@ TEST(BlockProduct, SumsInTheOrderItPromises) {
                                                 .y = y.data(),
                                                 .y_stride = outs};
         const auto expect_all = [&](const auto& expected) {
+          for (std::size_t i = static_cast<std::size_t>(rows * outs); i < y.size(); ++i)
+            ASSERT_EQ(y[i], 7.5F);
           for (int r = 0; r < rows; ++r) {
             for (int o = 0; o < outs; ++o) {
               ASSERT_EQ(y[static_cast<std::size_t>(r * outs + o)], expected(x.data() + r * (inner + 1), o));

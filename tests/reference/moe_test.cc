@@ -230,8 +230,9 @@ class ExpertsTest : public ::testing::Test {
 
 TEST_F(ExpertsTest, MatchesFp64) {
   const std::vector<Bf16> out = run(0, kTokens);
+  int rounded_once = 0;
   for (int t = 0; t < kTokens; ++t) {
-    std::vector<double> sum(kHidden), slack(kHidden);
+    std::vector<double> sum(kHidden), slack(kHidden), sum_of_rounded(kHidden), fp32_slack(kHidden);
     for (int k = 0; k < kTopK; ++k) {
       const int e = expert_[static_cast<std::size_t>(t * kTopK + k)];
       const double weight = weight_[static_cast<std::size_t>(t * kTopK + k)];
@@ -254,26 +255,32 @@ TEST_F(ExpertsTest, MatchesFp64) {
                       fp32_sum_error(kHidden, up_size) * std::fabs(gate);
       }
       for (int d = 0; d < kHidden; ++d) {
-        double y = 0, error = 0, size = 0;
+        double y = 0, y_of_rounded = 0, error = 0, size = 0;
         for (int i = 0; i < kInter; ++i) {
           const double w = real(down_[static_cast<std::size_t>((e * kHidden + d) * kInter + i)]);
           y += w * h[static_cast<std::size_t>(i)];
+          y_of_rounded += w * real(to_bf16(static_cast<float>(h[static_cast<std::size_t>(i)])));
           size += std::fabs(w * h[static_cast<std::size_t>(i)]);
           // The roundings of h are independent: their errors add like a random walk; 4 standard deviations.
           error += std::pow(w * h_error[static_cast<std::size_t>(i)], 2);
         }
         sum[static_cast<std::size_t>(d)] += weight * y;
+        sum_of_rounded[static_cast<std::size_t>(d)] += weight * y_of_rounded;
+        fp32_slack[static_cast<std::size_t>(d)] += fp32_sum_error(kInter, std::fabs(weight) * size);
         slack[static_cast<std::size_t>(d)] +=
             std::fabs(weight) * (4 * std::sqrt(error) + fp32_sum_error(kInter, size));
       }
     }
-    for (int d = 0; d < kHidden; ++d) {
-      const double expected = sum[static_cast<std::size_t>(d)];
-      ASSERT_NEAR(real(out[static_cast<std::size_t>(t * kHidden + d)]), expected,
-                  std::fabs(expected) * kBf16Rounding + slack[static_cast<std::size_t>(d)])
-          << t << ' ' << d;
+    for (std::size_t d = 0; d < kHidden; ++d) {
+      const double got = real(out[static_cast<std::size_t>(t) * kHidden + d]);
+      ASSERT_NEAR(got, sum[d], std::fabs(sum[d]) * kBf16Rounding + slack[d]) << t << ' ' << d;
+      const double once = std::fabs(sum_of_rounded[d]) * kBf16Rounding + fp32_slack[d];
+      if (std::fabs(got - sum_of_rounded[d]) <= once) ++rounded_once;
     }
   }
+  // h and the output are each rounded once, and nothing else is: all but the few tokens with an h so near a
+  // tie that fp32 and fp64 part there.
+  EXPECT_GT(rounded_once, kTokens * kHidden * 9 / 10);
 }
 
 TEST_F(ExpertsTest, ATokenDoesNotDependOnItsBatch) {
