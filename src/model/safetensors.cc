@@ -184,6 +184,7 @@ TensorInfo parse_tensor(const std::string& path, const std::string& name, const 
 void check_layout(const std::string& path, const std::map<std::string, TensorInfo>& tensors,
                   std::int64_t data_bytes) {
   std::vector<std::pair<const std::string*, const TensorInfo*>> in_order;
+  in_order.reserve(tensors.size());
   for (const auto& [name, info] : tensors) in_order.emplace_back(&name, &info);
   std::sort(in_order.begin(), in_order.end(), [](const auto& a, const auto& b) {
     return std::pair(a.second->begin, a.second->end) < std::pair(b.second->begin, b.second->end);
@@ -202,6 +203,10 @@ void check_layout(const std::string& path, const std::map<std::string, TensorInf
   }
   if (at != data_bytes)
     corrupt(path, "the tensors must fill the file's ", data_bytes, " bytes of data; they end at ", at);
+}
+
+std::string path_in(const std::string& dir, const std::string& name) {
+  return dir + '/' + name;
 }
 
 bool exists(const std::string& path) {
@@ -286,7 +291,7 @@ void require_floats(const SafetensorsFile& file, const std::string& name,
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
+SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
   OpenFile file(path_);
   const std::int64_t file_bytes = file.size();
   if (file_bytes < kLengthBytes) {
@@ -334,8 +339,8 @@ void SafetensorsFile::read(const std::string& name, void* dst) const {
 }
 
 Checkpoint::Checkpoint(const std::string& dir) : dir_(dir) {
-  const std::string single = dir + "/model.safetensors";
-  const std::string index = dir + "/model.safetensors.index.json";
+  const std::string single = path_in(dir, "model.safetensors");
+  const std::string index = path_in(dir, "model.safetensors.index.json");
   std::map<std::string, std::string> shard_of;
   std::vector<std::string> shards;
   if (exists(single)) {
@@ -350,7 +355,7 @@ Checkpoint::Checkpoint(const std::string& dir) : dir_(dir) {
          ": must hold model.safetensors or model.safetensors.index.json; it holds neither");
   }
   for (const std::string& shard : shards) {
-    files_.emplace_back(dir + '/' + shard);
+    files_.emplace_back(path_in(dir, shard));
     for (const auto& [tensor, info] : files_.back().tensors()) {
       const auto [it, added] = file_of_.emplace(tensor, files_.size() - 1);
       if (!added) {
@@ -361,7 +366,7 @@ Checkpoint::Checkpoint(const std::string& dir) : dir_(dir) {
   }
   for (const auto& [tensor, shard] : shard_of) {
     const auto it = file_of_.find(tensor);
-    if (it == file_of_.end() || files_[it->second].path() != dir + '/' + shard) {
+    if (it == file_of_.end() || files_[it->second].path() != path_in(dir, shard)) {
       corrupt(index, "weight_map says that tensor ", shown(tensor), " is in ", shown(shard), "; it is not");
     }
   }

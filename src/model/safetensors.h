@@ -25,7 +25,7 @@ class SafetensorsFile {
   /// DType lacks), or kCorruptFile: header length beyond the file or over 100 MB, not JSON, an unknown dtype,
   /// offsets that overlap, leave holes, run past the file, or do not match shape and dtype. The text names
   /// file and tensor.
-  explicit SafetensorsFile(const std::string& path);
+  explicit SafetensorsFile(std::string path);
   ~SafetensorsFile();
   SafetensorsFile(SafetensorsFile&& other) noexcept;
   SafetensorsFile& operator=(SafetensorsFile&& other) noexcept;

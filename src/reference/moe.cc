@@ -65,6 +65,7 @@ std::vector<bool> outside_best_groups(const RouteParams& params, const std::vect
   if (params.num_groups == 1) return taken;
   const int size = static_cast<int>(choice.size()) / params.num_groups;
   std::vector<float> group;
+  group.reserve(static_cast<std::size_t>(params.num_groups));
   for (int g = 0; g < params.num_groups; ++g) {
     group.push_back(
         group_score(params.group_score, choice.data() + static_cast<std::ptrdiff_t>(g) * size, size));
@@ -261,7 +262,7 @@ void experts(const ExpertsParams& params) {
     for (int r = 0; r < block.pairs; ++r) {
       Bf16* out = space.hidden + block.pair[r] * inter + block.first_out;
       for (int o = 0; o < block.outs; ++o) {
-        const auto at = static_cast<std::size_t>(r * kOutBlock + o);
+        const auto at = static_cast<std::size_t>(r) * kOutBlock + static_cast<std::size_t>(o);
         out[o] = to_bf16(silu(gate[at]) * up[at]);
       }
     }
