@@ -40,7 +40,7 @@ class Node {
   [[nodiscard]] Node at(const std::string& key) const {
     static const Json null;
     const bool plain =
-        key.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_") == key.npos;
+        key.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_") == std::string::npos;
     const std::string name = plain ? key : quote_text(key);
     const std::string place = place_.empty() ? name : place_ + "." + name;
     if (json_->is_null()) return {null, *file_, place};
