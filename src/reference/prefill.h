@@ -6,9 +6,9 @@
 //
 // Keys are taken in blocks of 64, from token 0 on, with a running maximum: O and the sum of p are rescaled
 // when it moves. Logits, p and the sums are fp32 (p is not rounded to bf16 before it meets v); the output is
-// rounded to bf16 once. What is computed for a query, and in which order, follows from its position alone:
-// neither its chunk nor the length of the context beyond it changes a bit, and a key it may not see is never
-// touched on its behalf.
+// rounded to bf16 once. What enters a query's sums, and in which order, follows from its position alone:
+// neither its chunk nor the length of the context beyond it changes a bit, and a key it may not see adds
+// nothing, not even NaN.
 #pragma once
 
 #include "core/plain_ops.h"

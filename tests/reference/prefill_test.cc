@@ -83,8 +83,7 @@ void expect_fp64(const Problem& p, const std::vector<Bf16>& out, int first, int 
   for (double& value : logit) total += value = std::exp(value - max);
   // A logit's fp32 error is a relative error of its p; so are exp's own error and the roundings while
   // summing.
-  const double p_error =
-      fp32_sum_error((p.nope + kRopeDim) / 16 + 8, logit_size) + fp32_sum_error(i / 64 + 72, 1);
+  const double p_error = fp32_sum_error(p.nope + kRopeDim + 1, logit_size) + fp32_sum_error(i / 64 + 72, 1);
   for (int d = 0; d < p.v_dim; ++d) {
     double expected = 0, size = 0;
     for (int t = 0; t <= i; ++t) {
