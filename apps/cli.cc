@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -98,8 +99,19 @@ CLI::Validator finite_number(double least, bool or_equal, double most) {
           "", ""};
 }
 
+CLI::Validator seed_number() {
+  return {[](std::string& text) -> std::string {
+            const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+            errno = 0;
+            std::strtoull(text.c_str(), nullptr, 10);
+            if (digits && errno == 0) return {};
+            return fmt::format("must be a whole number from 0 to 2^64 - 1; got '{}'", text);
+          },
+          "", ""};
+}
+
 void add_model_option(CLI::App& app, CommonOptions& options) {
-  app.add_option("model,-m,--model", options.model,
+  app.add_option("MODEL,-m,--model", options.model,
                  "Hugging Face folder of the model; without it the bundled models/tiny-mla is used")
       ->option_text("DIR");
 }
@@ -177,7 +189,7 @@ HelpFormatter::HelpFormatter() {
 
 std::string HelpFormatter::make_option(const CLI::Option* option, bool is_positional) const {
   const std::string& value = option->get_option_text();
-  std::string left = is_positional ? "[" + value + "]" : option->get_name(false, true);
+  std::string left = is_positional ? option->get_name(true) : option->get_name(false, true);
   if (const auto comma = left.find(','); comma != std::string::npos) left.insert(comma + 1, " ");
   if (!is_positional && !value.empty()) left += " " + value;
   std::string text = option->get_description();

@@ -10,6 +10,8 @@
 #include <functional>
 #include <string>
 
+#include "common.h"
+
 namespace snapmla::apps {
 
 /// A subcommand: its options, and what it does once they are read. Returns the exit code.
@@ -23,19 +25,6 @@ Command add_eval(CLI::App& program);
 Command add_inspect(CLI::App& program);
 Command add_doctor(CLI::App& program);
 
-/// Options that most commands share.
-struct CommonOptions {
-  std::string model;  ///< as given; empty: the bundled one
-  std::string backend = "auto";
-  std::string scale_rule = "pow2";
-  int max_model_len = 0;
-  std::int64_t num_pages = 0;
-  bool json = false;
-  std::string color = "auto";
-  std::string log_level = "warning";
-  int num_threads = 0;
-};
-
 void add_model_option(CLI::App& app, CommonOptions& options);
 void add_engine_options(CLI::App& app, CommonOptions& options);  ///< backend, scale rule
 void add_size_options(CLI::App& app, CommonOptions& options);    ///< longest request, pages
@@ -47,6 +36,9 @@ void apply(const CommonOptions& options);
 CLI::Validator human_size(std::int64_t least);
 /// A finite number x with least < x (or <= if `or_equal`) and x <= most.
 CLI::Validator finite_number(double least, bool or_equal, double most);
+
+/// A whole number from 0 to 2^64 - 1.
+CLI::Validator seed_number();
 
 /// Gives every named option of `app` and its subcommands its environment variable.
 void name_environment(CLI::App& app);

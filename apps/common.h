@@ -5,12 +5,24 @@
 #include <string>
 #include <string_view>
 
-#include "cli.h"
 #include "snapmla/engine.h"
 
 namespace snapmla::apps {
 
 inline constexpr double kGibBytes = 1024.0 * 1024 * 1024;
+
+/// Options that most commands share.
+struct CommonOptions {
+  std::string model;  ///< as given; empty: the bundled one
+  std::string backend = "auto";
+  std::string scale_rule = "pow2";
+  int max_model_len = 0;
+  std::int64_t num_pages = 0;
+  bool json = false;
+  std::string color = "auto";
+  std::string log_level = "warning";
+  int num_threads = 0;
+};
 
 /// `given`, or the bundled model: ./models/tiny-mla, else <prefix>/share/snapmla/models/tiny-mla beside the
 /// program. Throws Error(kNotFound) naming the places looked at.

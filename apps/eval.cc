@@ -232,6 +232,7 @@ void add_retrieval_options(CLI::App& app, EvalOptions& options) {
       ->option_text("N")
       ->capture_default_str();
   app.add_option("--seed", options.seed, "of the choice of windows, prefixes and prompts")
+      ->check(seed_number())
       ->option_text("N")
       ->capture_default_str();
 }

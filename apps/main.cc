@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "cli.h"
 #include "common.h"
@@ -27,6 +28,13 @@ int report(const std::string& text, int exit_code) {
 
 int usage_error(const CLI::App& program, const CLI::ParseError& error) {
   const auto subs = program.get_subcommands();
+  if (subs.empty() && dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
+    const std::vector<std::string> words = program.remaining();
+    return report(
+        fmt::format("[usage] a COMMAND is needed: run, eval, inspect or doctor; got {}; see snapmla --help",
+                    words.empty() ? "none" : "'" + words.front() + "'"),
+        kUsageError);
+  }
   const std::string command = subs.empty() ? "snapmla" : "snapmla " + subs.front()->get_name();
   return report(fmt::format("[usage] {}; see {} --help", error.what(), command), kUsageError);
 }
@@ -34,7 +42,7 @@ int usage_error(const CLI::App& program, const CLI::ParseError& error) {
 int run(int argc, const char* const* argv) {
   CLI::App program("Decode Multi-head Latent Attention models from a paged FP8 latent cache.", "snapmla");
   program.formatter(std::make_shared<snapmla::apps::HelpFormatter>());
-  program.set_version_flag("--version", "snapmla " SNAPMLA_VERSION);
+  program.set_version_flag("--version", "snapmla " SNAPMLA_VERSION, "print the version and exit");
   program.set_help_flag("-h,--help", "print this help and exit");
   program.require_subcommand(1);
   program.footer(

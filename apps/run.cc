@@ -72,10 +72,33 @@ Engine make_engine(const RunOptions& options, CacheFormat format) {
   return made;
 }
 
+/// Shows text of the model as it comes: bytes as they are, but on a terminal.
+void show_model_text(std::string_view text) {
+  write_stdout(isatty(STDOUT_FILENO) == 1 ? without_controls(text) : std::string(text));
+}
+
+/// Two tokens that nobody sees, so that threads and memory are awake when two caches are timed.
+void warm_up(Engine& engine, const std::vector<std::int32_t>& prompt) {
+  engine.submit(
+      {.prompt_tokens = {prompt.front()}, .max_tokens = 2, .ignore_eos = true, .forced_tokens = {}});
+  while (!engine.idle()) engine.step();
+}
+
+EngineStats difference(const EngineStats& after, const EngineStats& before) {
+  EngineStats stats = after;
+  stats.prompt_tokens -= before.prompt_tokens;
+  stats.generated_tokens -= before.generated_tokens;
+  stats.prefill_seconds -= before.prefill_seconds;
+  stats.decode_seconds -= before.decode_seconds;
+  stats.decode_steps -= before.decode_steps;
+  return stats;
+}
+
 /// Runs one request to its end; a signal cancels it, and what came so far is returned.
 Generation generate(Engine& engine, const Request& request,
                     const std::function<void(std::string_view)>& emit) {
   Generation result{.format = engine.options().cache_format, .layers = engine.config().num_layers};
+  const EngineStats before = engine.stats();
   const RequestId id = engine.submit(request);
   while (!engine.idle()) {
     if (pending_signal() != 0) engine.cancel(id);
@@ -86,7 +109,7 @@ Generation generate(Engine& engine, const Request& request,
       if (event.finish != FinishReason::kNone) result.finish = event.finish;
     }
   }
-  result.stats = engine.stats();
+  result.stats = difference(engine.stats(), before);
   return result;
 }
 
@@ -97,9 +120,9 @@ int run_one(const RunOptions& options) {
   const Style style = make_style(STDOUT_FILENO, options.common.color);
   const bool json = options.common.json;
   const Request request = make_request(options, engine.tokenizer().encode(prompt), engine.config());
-  if (!json && isatty(STDOUT_FILENO) == 1) write_stdout(style.bold(prompt));
+  if (!json && isatty(STDOUT_FILENO) == 1) write_stdout(style.bold(without_controls(prompt)));
   const Generation generation = generate(engine, request, [json](std::string_view text) {
-    if (!json) write_stdout(text);
+    if (!json) show_model_text(text);
   });
   if (json) {
     nlohmann::ordered_json out{{"model", engine.options().model_dir}, {"prompt", prompt}};
@@ -154,7 +177,10 @@ int run_compare(const RunOptions& options) {
     const CacheFormat format = engine.options().cache_format;
     show("\n" + style.bold(fmt::format("{} cache", label(format))) +
          style.dim(fmt::format("  {} bytes a token a layer", with_commas(token_bytes(format)))) + "\n");
-    Generation generation = generate(engine, request, show);
+    if (!tokens.empty()) warm_up(engine, tokens);
+    Generation generation = generate(engine, request, [json](std::string_view text) {
+      if (!json) show_model_text(text);
+    });
     show("\n" +
          style.dim(
              fmt::format("{} tokens, {:.1f} tokens/s", generation.tokens.size(), generation.decode_rate())) +
@@ -209,7 +235,10 @@ void add_sampling_options(CLI::App& app, RunOptions& options) {
                  "sample from the most likely tokens of total probability P (default: the model's, else 1)")
       ->check(finite_number(0, false, 1))
       ->option_text("P");
-  app.add_option("--seed", options.seed, "same seed, same text")->option_text("N")->capture_default_str();
+  app.add_option("--seed", options.seed, "same seed, same text")
+      ->check(seed_number())
+      ->option_text("N")
+      ->capture_default_str();
 }
 
 }  // namespace

@@ -67,6 +67,15 @@ void write_stdout(std::string_view text) {
   fail(ErrorCode::kIo, "stdout", "cannot write: ", std::strerror(errno));
 }
 
+std::string without_controls(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '\n' || c == '\t' || (byte >= 0x20U && byte != 0x7fU)) out += c;
+  }
+  return out;
+}
+
 std::string Style::wrap(std::string_view code, std::string_view text) const {
   if (!color_) return std::string(text);
   std::string out = "\x1b[";

@@ -26,6 +26,10 @@ void stop_if_asked();
 /// Writes and flushes. Throws Stop{0} if the reader has gone, Error(kIo) if the write failed otherwise.
 void write_stdout(std::string_view text);
 
+/// Text of a model, safe to show on a terminal: control characters but line breaks and tabs are dropped, so
+/// that no escape sequence gets through.
+std::string without_controls(std::string_view text);
+
 class Style {
  public:
   Style() = default;
