@@ -30,6 +30,11 @@ endif()
 
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
+# CMake before 3.26 (Debian 12 has 3.25) does not know that nvcc takes C++20, from 12.0 on.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
