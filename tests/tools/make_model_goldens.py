@@ -366,7 +366,7 @@ def find_prompt(config, fp32, bf16, rng):
             clear = torch.minimum(clear, gap(logits)[:, -1] / logit_noise)
         prompt = tries[int(clear.argmax())]
     best, best_clear = None, -1.0
-    for _ in range(80):
+    for _ in range(40):
         tries = [prompt + [t] for t in rng.integers(2, config["vocab_size"], CANDIDATES).tolist()]
         clear = torch.full((CANDIDATES,), torch.inf)
         for _ in range(GREEDY_TOKENS + 1):
