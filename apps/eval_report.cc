@@ -24,7 +24,7 @@ Table text_table(const EvalResult& result, std::string_view plus_minus) {
   const bool both = result.has_bf16 && result.has_fp8;
   if (result.has_bf16) header.emplace_back("perplexity BF16");
   if (result.has_fp8) header.emplace_back("perplexity FP8");
-  if (both) header.insert(header.end(), {"FP8 / BF16", "KL(BF16, FP8), 1e-3 nats", "same top-1, %"});
+  if (both) header.insert(header.end(), {"FP8 / BF16", "KL, 1e-3 nats", "same top-1, %"});
   Table table(header);
   const auto row = [&](const std::string& name, const Figures& figures) {
     std::vector<std::string> cells{name, with_commas(figures.tokens())};

@@ -79,6 +79,9 @@ int main(int argc, char** argv) {
     snapmla::apps::install_signal_handlers();
     return run(argc, argv);
   } catch (const snapmla::apps::Stop& stop) {
+    if (const int signal = snapmla::apps::pending_signal(); signal != 0) {
+      fmt::print(stderr, "snapmla: stopped by signal {}\n", signal);
+    }
     return stop.exit_code;
   } catch (const CLI::ParseError& error) {  // rules between options, found once they are all read
     return report(fmt::format("[usage] {}", error.what()), kUsageError);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -23,7 +24,7 @@ std::string progress_line(const std::string& label, std::int64_t done, std::int6
   std::string line = fmt::format("{} [{}{}] {}/{} {}", label, std::string(filled, '#'),
                                  std::string(kBarWidth - filled, '.'), part, total, unit);
   if (part > 0) {
-    const auto left = static_cast<std::int64_t>(seconds * (1 / fraction - 1) + 0.5);
+    const std::int64_t left = std::llround(seconds * (1 / fraction - 1));
     line += fmt::format(", {}:{:02} left", left / 60, left % 60);
   }
   return line;

@@ -43,15 +43,17 @@ TEST(ClusteredMean, HasNoErrorFromOneClusterAndNoValueFromNone) {
 }
 
 TEST(ScoreBoth, ComparesTwoDistributions) {
-  // p = (1/2, 1/4, 1/4), q = (1/4, 1/2, 1/4), with different offsets of the logits.
+  // p = (1/2, 1/4, 1/4), q = (1/8, 3/4, 1/8), with different offsets of the logits.
+  const double ln2 = std::log(2.0);
+  const double ln3 = std::log(3.0);
   const std::vector<float> p{std::log(2.0F) + 5, 5, 5};
-  const std::vector<float> q{-3, std::log(2.0F) - 3, -3};
+  const std::vector<float> q{-3, std::log(6.0F) - 3, -3};
   const TokenScore score = score_both(p, q, 0);
-  EXPECT_NEAR(*score.nll_bf16, std::log(2.0), 1e-6);
-  EXPECT_NEAR(*score.nll_fp8, std::log(4.0), 1e-6);
-  EXPECT_NEAR(score.kl, 0.25 * std::log(2.0), 1e-6);
+  EXPECT_NEAR(*score.nll_bf16, ln2, 1e-6);
+  EXPECT_NEAR(*score.nll_fp8, 3 * ln2, 1e-6);
+  EXPECT_NEAR(score.kl, 1.25 * ln2 - 0.25 * ln3, 1e-6);
   EXPECT_FALSE(score.same_top1);
-  EXPECT_NEAR(score_both(q, p, 0).kl, 0.25 * std::log(2.0), 1e-6);
+  EXPECT_NEAR(score_both(q, p, 0).kl, 0.75 * ln3 - 0.375 * ln2, 1e-6);
 }
 
 TEST(ScoreBoth, FindsNoDifferenceBetweenEqualRows) {

@@ -327,7 +327,7 @@ TEST_F(Program, SignalsEndCleanly) {
                      .signal_after_ms = 700,
                      .signal = signal});
     EXPECT_EQ(result.exit_code, 128 + signal);
-    EXPECT_THAT(result.err, HasSubstr("ended by cancelled"));
+    EXPECT_THAT(result.err, AllOf(HasSubstr("ended by cancelled"), HasSubstr("stopped by signal")));
     EXPECT_GT(result.out.size(), 1U);
   }
 }
