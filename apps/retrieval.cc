@@ -61,9 +61,9 @@ Facts pair_facts(int pairs, Random& random) {
   for (std::size_t i = 0; i < static_cast<std::size_t>(pairs); ++i) {
     const std::string digits = random_digits(random);
     const std::string key = key_text(keys[i]);
-    facts.texts.push_back(fmt::format(" The code of {} is {}.", key, digits));
+    facts.texts.push_back(fmt::format(" Remember: {} {}.", key, digits));
     if (i != asked) continue;
-    facts.question = fmt::format("\nQuestion: What is the code of {0}?\nAnswer: The code of {0} is", key);
+    facts.question = fmt::format("\nQuestion: What is {0}?\nAnswer: {0}", key);
     facts.answer = " " + digits;
   }
   return facts;

@@ -66,9 +66,8 @@ TEST_F(RetrievalPrompts, FillTheLengthButForTheAnswer) {
 
 TEST_F(RetrievalPrompts, PairsHaveDistinctKeysAndAskForOne) {
   Random random(3);
-  const std::regex fact(" The code of ([a-z]+ [a-z]+) is ([0-9]{5})\\.");
-  const std::regex question(
-      "\nQuestion: What is the code of ([a-z]+ [a-z]+)\\?\nAnswer: The code of ([a-z]+ [a-z]+) is$");
+  const std::regex fact(" Remember: ([a-z]+ [a-z]+) ([0-9]{5})\\.");
+  const std::regex question("\nQuestion: What is ([a-z]+ [a-z]+)\\?\nAnswer: ([a-z]+ [a-z]+)$");
   for (int i = 0; i < 5; ++i) {
     const RetrievalPrompt p = prompt(2048, 64, random);
     const std::string text = tokenizer_.decode(p.tokens);
