@@ -14,10 +14,10 @@
 namespace snapmla::apps {
 namespace {
 
-constexpr int kHeads = 16;
-constexpr int kNumPages = 6;
-constexpr int kMaxPagesOfRequest = 4;
-constexpr int kBatch = 2;
+constexpr std::int64_t kHeads = 16;
+constexpr std::int64_t kNumPages = 6;
+constexpr std::int64_t kMaxPagesOfRequest = 4;
+constexpr std::int64_t kBatch = 2;
 constexpr std::array<std::int32_t, kBatch> kSeqLens{200, 77};
 constexpr std::array<std::int32_t, kBatch * kMaxPagesOfRequest> kBlockTable{3, 0, 5, 1, 2, 4, -1, -1};
 constexpr float kSoftmaxScale = 0.04F;  // logits with a std of about one
@@ -157,8 +157,8 @@ std::vector<float> run_ops(Backend& backend, CacheFormat format, const Inputs& i
 
   const PlanShape shape = make_plan_shape(
       backend, {.batch = kBatch, .max_seq_len = kMaxPagesOfRequest * kPageTokens, .num_workers = 3});
-  const DeviceBuffer items(backend, shape.max_items * 4 * 4);
-  const DeviceBuffer workers(backend, (shape.num_workers + 1) * 4);
+  const DeviceBuffer items(backend, std::int64_t{16} * shape.max_items);
+  const DeviceBuffer workers(backend, std::int64_t{4} * (shape.num_workers + 1));
   const DeviceBuffer splits(backend, (kBatch + 1) * 4);
   const PlanView plan_view{.shape = shape,
                            .work_items = {items.data(), DType::kI32, {shape.max_items, 4}},
