@@ -38,15 +38,16 @@ CacheView make_cache_view(CacheFormat format, void* base, std::int64_t num_pages
                   " pages; got ", page_stride);
   auto* bytes_at = static_cast<std::byte*>(base);
   CacheView view{.format = format, .num_pages = num_pages};
+  constexpr std::int64_t kBf16Bytes = 2;
   if (format == CacheFormat::kFp8) {
-    constexpr std::int64_t kRopeOffset = kPageTokens * kLatentDim;
-    constexpr std::int64_t kScaleOffset = kRopeOffset + kPageTokens * kRopeDim * 2;
+    constexpr std::int64_t kRopeOffset = std::int64_t{kPageTokens} * kLatentDim;
+    constexpr std::int64_t kScaleOffset = kRopeOffset + kBf16Bytes * kPageTokens * kRopeDim;
     view.latent = {bytes_at, page_stride, kLatentDim};
-    view.rope = {bytes_at + kRopeOffset, page_stride, kRopeDim * 2};
+    view.rope = {bytes_at + kRopeOffset, page_stride, kRopeDim * kBf16Bytes};
     view.scale = {bytes_at + kScaleOffset, page_stride, 4};
   } else {
-    view.latent = {bytes_at, page_stride, kTokenDim * 2};
-    view.rope = {bytes_at + static_cast<std::int64_t>(kLatentDim) * 2, page_stride, kTokenDim * 2};
+    view.latent = {bytes_at, page_stride, kTokenDim * kBf16Bytes};
+    view.rope = {bytes_at + kLatentDim * kBf16Bytes, page_stride, kTokenDim * kBf16Bytes};
   }
   return view;
 }
