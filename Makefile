@@ -2,11 +2,12 @@
 SHELL := bash
 JOBS ?= $(shell nproc)
 PREFIX ?= /usr/local
-DEMO_PROMPT ?= "In the beginning"
+DEMO_PROMPT ?= "And it came to pass"
+DEMO_ARGS ?= --max-tokens 96 --temperature 0.6 --top-p 0.9 --seed 2
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps check-deps build demo test test-slow asan cuda bench format check-format tidy install clean
+.PHONY: help deps check-deps build demo test test-slow asan cuda bench format check-format tidy results install clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,7 +25,7 @@ build/%/build.ninja: CMakePresets.json | deps
 
 demo: deps build/cpu/build.ninja ## decode with the bundled model: FP8 cache beside BF16 cache
 	@cmake --build --preset cpu -j $(JOBS) --target snapmla_app
-	@build/cpu/apps/snapmla run --compare --prompt $(DEMO_PROMPT)
+	@build/cpu/apps/snapmla run --compare --prompt $(DEMO_PROMPT) $(DEMO_ARGS)
 
 build: deps build/cpu/build.ninja ## build the libraries, the program, the tests and the benchmarks
 	@cmake --build --preset cpu -j $(JOBS)
@@ -55,6 +56,10 @@ check-format: check-deps ## fail on a file that is not formatted
 
 tidy: check-deps build/cpu/build.ninja ## fail on a clang-tidy finding
 	@scripts/tidy.sh build/cpu
+
+results: build ## measure the bundled model on a quiet machine and redraw the README's figures
+	@scripts/results.py measure
+	@scripts/results.py render
 
 install: build ## install below PREFIX (/usr/local)
 	@cmake --install build/cpu --prefix $(PREFIX)
