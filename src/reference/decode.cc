@@ -83,14 +83,13 @@ void load_block(const CacheView& cache, std::int64_t page, int tokens, Block& bl
 QueryRow load_query(const DecodeParams& params, std::int64_t row) {
   QueryRow query;
   const bool fp8 = params.cache.format == CacheFormat::kFp8;
+  float* value = query.value.data();
   for (int d = 0; d < kLatentDim; ++d) {
     const std::int64_t i = row * kLatentDim + d;
-    query.value[static_cast<std::size_t>(d)] =
-        fp8 ? to_float(params.q_latent.as<E4m3>()[i]) : to_float(params.q_latent.as<Bf16>()[i]);
+    value[d] = fp8 ? to_float(params.q_latent.as<E4m3>()[i]) : to_float(params.q_latent.as<Bf16>()[i]);
   }
   for (int d = 0; d < kRopeDim; ++d) {
-    query.value[static_cast<std::size_t>(kLatentDim + d)] =
-        to_float(params.q_rope.as<Bf16>()[row * kRopeDim + d]);
+    value[kLatentDim + d] = to_float(params.q_rope.as<Bf16>()[row * kRopeDim + d]);
   }
   query.logit_scale =
       static_cast<double>(params.softmax_scale) * (fp8 ? params.q_scale.as<float>()[row] : 1.0F);
