@@ -33,10 +33,11 @@ template <class... Parts>
   } while (false)
 
 // Used in CUDA translation units only: cudaGetErrorName comes from the CUDA runtime header included there.
-#define SNAPMLA_CUDA(call)                                                                                  \
-  do {                                                                                                      \
-    if (const auto status = (call); status != 0)                                                            \
-      ::snapmla::fail(::snapmla::ErrorCode::kDevice, "cuda", #call, " failed: ", cudaGetErrorName(status)); \
+#define SNAPMLA_CUDA(call)                                            \
+  do {                                                                \
+    if (const auto snapmla_status = (call); snapmla_status != 0)      \
+      ::snapmla::fail(::snapmla::ErrorCode::kDevice, "cuda", #call,   \
+                      " failed: ", cudaGetErrorName(snapmla_status)); \
   } while (false)
 
 #define SNAPMLA_ASSERT(cond)                                                                              \
