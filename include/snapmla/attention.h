@@ -1,24 +1,22 @@
 // The attention ops: quantize_q, append_kv, fetch_kv, plan, decode, combine.
 //
 // Glossary (one word a thing, everywhere in this project)
-//   batch      number of requests in a call, B
-//   s          query tokens a request in a decode call (1, or more with speculative decoding), S
-//   heads      query heads, H; all share the one latent KV head
-//   rows       S * H query rows of a request
-//   latent     the 512-wide compressed key/value (after its RMSNorm), and the query absorbed into its space
-//   rope       the 64-wide positional part of query and key
-//   page       64 cached tokens of one layer (format.h); a slot is page * 64 + offset
-//   seq_len    cached tokens of a request, T; it counts the S tokens being decoded
+//   batch        number of requests in a call, B
+//   s            query tokens a request in a decode call (1, or more with speculative decoding), S
+//   heads        query heads, H; all share the one latent KV head
+//   rows         S * H query rows of a request
+//   latent       the 512-wide compressed key/value (after its RMSNorm), and the query absorbed into its space
+//   rope         the 64-wide positional part of query and key
+//   page         64 cached tokens of one layer (format.h); a slot is page * 64 + offset
+//   seq_len      cached tokens of a request, T; it counts the S tokens being decoded
 //   block_table  page of each run of 64 tokens, a row a request
-//   plan       which worker attends to which tokens; a split is one contiguous part of a request's tokens
-//   lse        natural logarithm of the softmax denominator, including the softmax scale
-//   scale      the multiplier that restores: real = stored * scale
+//   plan         which worker attends to which tokens; a split is one contiguous part of a request's tokens
+//   lse          natural logarithm of the softmax denominator, including the softmax scale
+//   scale        the multiplier that restores: real = stored * scale
 //
-// Decode, absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1; quantized after SnapMLA, arXiv
-// 2602.10718):
+// Decode, absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1; quantized after SnapMLA, 2602.10718)
 //     logit[t] = softmax_scale * (q_latent . latent[t] + q_rope . rope[t])      out = softmax(logit) . latent
-// softmax_scale comes from the un-absorbed head dim, e.g. (128 + 64)^-0.5 times YaRN's mscale^2; never from
-// 576.
+// Decode, absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1; quantized after arXiv 2602.10718):
 //
 // All functions: check their arguments on the host and throw Error(kInvalidArgument) before any work; enqueue
 // on `stream` and return (reference: work is done on return); allocate nothing, never synchronise, and are

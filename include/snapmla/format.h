@@ -14,11 +14,10 @@
 // one-page records (page stride 41,216), vLLM's padded pages (41,984 = 64 * 656) and separate pools all work
 // with the same kernels. Plane pointers and strides must be multiples of 16 bytes.
 //
-// Quantization (SnapMLA, arXiv 2602.10718, "RoPE-aware per-token KV quantization"; the power-of-two rule is
-// ours):
+// Quantization (SnapMLA, arXiv 2602.10718, "RoPE-aware per-token KV quantization"; the power of two is ours):
 //
-//     scale = quantization_scale(max |latent|)      latent8 = e4m3(latent / scale)      rope' = bf16(rope /
-//     scale)
+//     scale = quantization_scale(max |latent|)
+//     latent8 = e4m3(latent / scale)      rope' = bf16(rope / scale)
 //
 // A scale is always the multiplier that restores: real = stored * scale.
 //

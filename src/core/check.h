@@ -1,8 +1,8 @@
 // The three check macros, no more, and the function they share.
 //
 //   SNAPMLA_REQUIRE(cond, op, text, values...)  the caller's mistake: throws Error(kInvalidArgument)
-//   SNAPMLA_CUDA(call)                          a CUDA call that failed: throws Error(kDevice); see
-//   cuda/device SNAPMLA_ASSERT(cond)                        our own bug: throws Error(kInternal)
+//   SNAPMLA_CUDA(call)                          a CUDA call that failed: throws Error(kDevice)
+//   SNAPMLA_ASSERT(cond)                        our own bug: throws Error(kInternal)
 //
 // `text` and `values` are streamed one after the other: SNAPMLA_REQUIRE(n > 0, "plan", "batch must be
 // positive; got ", n). Code that must report another ErrorCode (files, mostly) calls fail(code, op, ...)

@@ -1,8 +1,8 @@
 // FP8 e4m3 ("e4m3fn") <-> fp32. Host and device; equal to CUDA's __nv_cvt_float_to_fp8(x, __NV_SATFINITE,
 // __NV_E4M3) and its inverse on every input.
 //
-//     code = s eeee mmm, bias 7      e > 0: (-1)^s 2^(e-7) (1 + m/8)      e = 0: (-1)^s 2^-6 (m/8)      0x7f,
-//     0xff: NaN
+//     code = s eeee mmm, bias 7
+//     e > 0: (-1)^s 2^(e-7) (1 + m/8)      e = 0: (-1)^s 2^-6 (m/8)      0x7f, 0xff: NaN
 //
 // There is no infinity. Encoding rounds to nearest even and saturates to +-448, infinities included; NaN
 // gives 0x7f (CUDA drops the sign of a NaN).

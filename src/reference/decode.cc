@@ -1,15 +1,14 @@
-// decode: attention of S*H query rows a request over its pages, a work item of the plan at a time; then
-// combine.
+// decode: attention of S*H query rows a request over its pages, item by item of the plan; then combine.
 //
 // FP8 pages (SnapMLA, arXiv 2602.10718, with a temporary per block in place of the paper's in-accumulator
 // rescaling), for each query row and each block of 64 tokens, one page:
 //
-//     acc[t]   = q_latent . latent[t] + q_rope . rope[t]          stored values; one accumulator for both
-//     parts logit[t] = softmax_scale * q_scale * scale[t] * acc[t] m = max logit         p[t] = exp(logit[t]
-//     - m)              sum += p (neither quantized nor scaled) f[t] = p[t] * scale[t]     sigma = max f /
-//     448     w[t] = e4m3(f[t] / sigma) tmp  = sum_t w[t] * latent[t]                               stored
-//     values M' = max(M, m)        O = O exp(M - M') + sigma exp(m - M') tmp        (and the same for the
-//     sum)
+//     acc[t]   = q_latent . latent[t] + q_rope . rope[t]     stored values; one accumulator for both parts
+//     logit[t] = softmax_scale * q_scale * scale[t] * acc[t]
+//     m = max logit      p[t] = exp(logit[t] - m)            sum += p (neither quantized nor scaled)
+//     f[t] = p[t] * scale[t]      sigma = max f / 448        w[t] = e4m3(f[t] / sigma)
+//     tmp  = sum_t w[t] * latent[t]                          stored values
+//     M' = max(M, m)     O = O exp(M - M') + sigma exp(m - M') tmp     (and the same for the sum)
 //
 // BF16 pages: scale = q_scale = sigma = 1 and w[t] = bf16(p[t]). Sums within a block are fp32, everything
 // across blocks is fp64: no term is ever added to an accumulator that has grown with the sequence in a

@@ -1,8 +1,8 @@
 // One row of 512 latent and 64 rope elements to FP8, shared by quantize_q and append_kv (SnapMLA, arXiv
 // 2602.10718, RoPE-aware per-token quantization):
 //
-//     scale = quantization_scale(max |latent|)     latent8 = e4m3(latent / scale)     rope' = bf16(rope /
-//     scale)
+//     scale = quantization_scale(max |latent|)
+//     latent8 = e4m3(latent / scale)      rope' = bf16(rope / scale)
 #pragma once
 
 #include "snapmla/format.h"
