@@ -14,12 +14,12 @@
 
 namespace snapmla::testing {
 
-/// Normal numbers with mean `mean` and standard deviation `sigma`.
+/// Normal numbers with mean `mean` and standard deviation `sigma`, which may be zero.
 inline std::vector<float> random_floats(std::size_t n, unsigned seed, float sigma = 1, float mean = 0) {
   std::mt19937 random(seed);
-  std::normal_distribution<float> normal(mean, sigma);
+  std::normal_distribution<float> normal;
   std::vector<float> values(n);
-  for (float& value : values) value = normal(random);
+  for (float& value : values) value = mean + sigma * normal(random);
   return values;
 }
 
