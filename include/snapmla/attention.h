@@ -16,7 +16,7 @@
 //
 // Decode, absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1; quantized after SnapMLA, 2602.10718):
 //     logit[t] = softmax_scale * (q_latent . latent[t] + q_rope . rope[t])      out = softmax(logit) . latent
-// softmax_scale comes from the un-absorbed head dim, such as (128 + 64)^-0.5 times mscale^2 (YaRN), not from 576.
+// softmax_scale comes from the un-absorbed head dim, e.g. (128 + 64)^-0.5 times YaRN's mscale^2; not from 576.
 //
 // All functions: check their arguments on the host and throw Error(kInvalidArgument) before any work; enqueue
 // on `stream` and return (reference: work is done on return); allocate nothing, never synchronise, and are
