@@ -1,0 +1,66 @@
+// cuTensorMapEncodeTiled lives in the driver; it is looked up through the runtime, so that the library needs
+// no libcuda to link or to load on machines without a GPU.
+#include "cuda/device/tensor_map.h"
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+
+#include "core/check.h"
+
+namespace snapmla::cuda_ops {
+namespace {
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+// Limits of cuTensorMapEncodeTiled (CUDA driver API, "Tensor Map Object Management").
+constexpr std::int64_t kMaxExtent = std::int64_t{1} << 32;
+constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
+constexpr std::int64_t kBoxBytes = 128;
+
+EncodeTiled find_encode_tiled() {
+  constexpr const char* kName = "cuTensorMapEncodeTiled";
+  void* entry = nullptr;
+  auto found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+  constexpr unsigned int kSince = 12000;  // the version that brought tensor maps
+  SNAPMLA_CUDA(cudaGetDriverEntryPointByVersion(kName, &entry, kSince, cudaEnableDefault, &found));
+#else
+  SNAPMLA_CUDA(cudaGetDriverEntryPoint(kName, &entry, cudaEnableDefault, &found));
+#endif
+  if (found != cudaDriverEntryPointSuccess || entry == nullptr)
+    fail(ErrorCode::kDevice, "cuda", "the CUDA driver has no ", kName,
+         "; tensor maps need a driver for CUDA 12.0 or later");
+  return reinterpret_cast<EncodeTiled>(entry);
+}
+
+}  // namespace
+
+CUtensorMap make_page_map(const CachePlane& plane, DType dtype, std::int64_t row_elements,
+                          std::int64_t num_pages) {
+  CUtensorMap map{};
+  if (num_pages == 0) return map;
+  SNAPMLA_REQUIRE(num_pages <= kMaxExtent, "decode", "cache.num_pages must be at most ", kMaxExtent, "; got ",
+                  num_pages);
+  SNAPMLA_REQUIRE(plane.row_stride < kMaxStride && plane.page_stride < kMaxStride, "decode",
+                  "cache strides must be below 2^40 bytes; got row_stride ", plane.row_stride,
+                  ", page_stride ", plane.page_stride);
+  static const EncodeTiled encode_tiled = find_encode_tiled();
+  const std::int64_t element_bytes = size_of(dtype);
+  const std::array<cuuint64_t, 3> extent{static_cast<cuuint64_t>(row_elements), kPageTokens,
+                                         static_cast<cuuint64_t>(num_pages)};
+  const std::array<cuuint64_t, 2> stride_bytes{static_cast<cuuint64_t>(plane.row_stride),
+                                               static_cast<cuuint64_t>(plane.page_stride)};
+  const std::array<cuuint32_t, 3> box{static_cast<cuuint32_t>(kBoxBytes / element_bytes), kPageTokens, 1};
+  const std::array<cuuint32_t, 3> step{1, 1, 1};
+  const CUresult status = encode_tiled(
+      &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 3,
+      plane.data, extent.data(), stride_bytes.data(), box.data(), step.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS)
+    fail(ErrorCode::kDevice, "cuda", "cuTensorMapEncodeTiled failed with CUresult ", static_cast<int>(status),
+         " for ", num_pages, " pages of row_stride ", plane.row_stride, ", page_stride ", plane.page_stride);
+  return map;
+}
+
+}  // namespace snapmla::cuda_ops

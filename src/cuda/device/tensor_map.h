@@ -1,0 +1,25 @@
+// Tensor maps of cache planes: what a kernel hands to the copy engine so that it can load 64 rows x 128 bytes
+// of a page, wherever the plane lies and whatever its strides, as a 128B-swizzled tile. Host only.
+//
+// A kernel takes a map as `const __grid_constant__ CUtensorMap`, and a tile as copy_tile(map, column, 0,
+// page).
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "snapmla/format.h"
+#include "snapmla/tensor.h"
+
+namespace snapmla::cuda_ops {
+
+/// The map of a plane [num_pages][64][row_elements] of `dtype` (kU8, kE4M3: one byte; kBF16): box 128 bytes x
+/// 64 rows x 1 page, 128B swizzle, coordinates (element, row, page). Where num_pages is 0 there is nothing to
+/// map, and the result is all zeros, for kernels that will not use it. Throws Error(kInvalidArgument) where
+/// the plane's strides are beyond what a tensor map can hold, Error(kDevice) where the driver has no tensor
+/// maps or refuses.
+CUtensorMap make_page_map(const CachePlane& plane, DType dtype, std::int64_t row_elements,
+                          std::int64_t num_pages);
+
+}  // namespace snapmla::cuda_ops
