@@ -17,6 +17,7 @@ using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
 constexpr std::int64_t kMaxExtent = std::int64_t{1} << 32;
 constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
 constexpr std::int64_t kBoxBytes = 128;
+constexpr cuuint32_t kBoxRows = 64;
 
 EncodeTiled find_encode_tiled() {
   constexpr const char* kName = "cuTensorMapEncodeTiled";
@@ -34,33 +35,49 @@ EncodeTiled find_encode_tiled() {
   return reinterpret_cast<EncodeTiled>(entry);
 }
 
+/// [blocks][rows][row_elements] with strides in bytes, in boxes of 128 bytes x 64 rows x 1 block.
+CUtensorMap make_map(const void* data, DType dtype, std::int64_t row_elements, std::int64_t rows,
+                     std::int64_t blocks, std::int64_t row_stride, std::int64_t block_stride) {
+  CUtensorMap map{};
+  static const EncodeTiled encode_tiled = find_encode_tiled();
+  const std::int64_t element_bytes = size_of(dtype);
+  const std::array<cuuint64_t, 3> extent{static_cast<cuuint64_t>(row_elements), static_cast<cuuint64_t>(rows),
+                                         static_cast<cuuint64_t>(blocks)};
+  const std::array<cuuint64_t, 2> stride_bytes{static_cast<cuuint64_t>(row_stride),
+                                               static_cast<cuuint64_t>(block_stride)};
+  const std::array<cuuint32_t, 3> box{static_cast<cuuint32_t>(kBoxBytes / element_bytes), kBoxRows, 1};
+  const std::array<cuuint32_t, 3> step{1, 1, 1};
+  const CUresult status = encode_tiled(
+      &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 3,
+      const_cast<void*>(data),  // the map only ever reads, but the driver's interface is not const
+      extent.data(), stride_bytes.data(), box.data(), step.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS)
+    fail(ErrorCode::kDevice, "cuda", "cuTensorMapEncodeTiled failed with CUresult ", static_cast<int>(status),
+         " for ", blocks, " x ", rows, " rows of stride ", row_stride, ", block stride ", block_stride);
+  return map;
+}
+
 }  // namespace
 
 CUtensorMap make_page_map(const CachePlane& plane, DType dtype, std::int64_t row_elements,
                           std::int64_t num_pages) {
-  CUtensorMap map{};
-  if (num_pages == 0) return map;
+  if (num_pages == 0) return {};
   SNAPMLA_REQUIRE(num_pages <= kMaxExtent, "decode", "cache.num_pages must be at most ", kMaxExtent, "; got ",
                   num_pages);
   SNAPMLA_REQUIRE(plane.row_stride < kMaxStride && plane.page_stride < kMaxStride, "decode",
                   "cache strides must be below 2^40 bytes; got row_stride ", plane.row_stride,
                   ", page_stride ", plane.page_stride);
-  static const EncodeTiled encode_tiled = find_encode_tiled();
-  const std::int64_t element_bytes = size_of(dtype);
-  const std::array<cuuint64_t, 3> extent{static_cast<cuuint64_t>(row_elements), kPageTokens,
-                                         static_cast<cuuint64_t>(num_pages)};
-  const std::array<cuuint64_t, 2> stride_bytes{static_cast<cuuint64_t>(plane.row_stride),
-                                               static_cast<cuuint64_t>(plane.page_stride)};
-  const std::array<cuuint32_t, 3> box{static_cast<cuuint32_t>(kBoxBytes / element_bytes), kPageTokens, 1};
-  const std::array<cuuint32_t, 3> step{1, 1, 1};
-  const CUresult status = encode_tiled(
-      &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 3,
-      plane.data, extent.data(), stride_bytes.data(), box.data(), step.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS)
-    fail(ErrorCode::kDevice, "cuda", "cuTensorMapEncodeTiled failed with CUresult ", static_cast<int>(status),
-         " for ", num_pages, " pages of row_stride ", plane.row_stride, ", page_stride ", plane.page_stride);
-  return map;
+  return make_map(plane.data, dtype, row_elements, kPageTokens, num_pages, plane.row_stride,
+                  plane.page_stride);
+}
+
+CUtensorMap make_query_map(const ConstTensorView& q) {
+  SNAPMLA_REQUIRE(reinterpret_cast<std::uintptr_t>(q.data()) % 16 == 0, "decode",
+                  "q_latent and q_rope must be 16-byte aligned; got ", q.data());
+  const std::int64_t rows = q.dim(1) * q.dim(2);
+  const std::int64_t row_bytes = q.dim(3) * size_of(q.dtype());
+  return make_map(q.data(), q.dtype(), q.dim(3), rows, q.dim(0), row_bytes, rows * row_bytes);
 }
 
 }  // namespace snapmla::cuda_ops

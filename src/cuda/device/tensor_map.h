@@ -1,8 +1,8 @@
-// Tensor maps of cache planes: what a kernel hands to the copy engine so that it can load 64 rows x 128 bytes
-// of a page, wherever the plane lies and whatever its strides, as a 128B-swizzled tile. Host only.
+// Tensor maps of cache planes and query rows: what a kernel hands to the copy engine so that it can load 64
+// rows x 128 bytes, wherever the tensor lies and whatever its strides, as a 128B-swizzled tile. Host only.
 //
-// A kernel takes a map as `const __grid_constant__ CUtensorMap`, and a tile as copy_tile(map, column, 0,
-// page).
+// A kernel takes a map as `const __grid_constant__ CUtensorMap`, and a tile as copy_tile(map, column, row,
+// page), for queries (column, row, request). Rows past the end arrive as zeros.
 #pragma once
 
 #include <cuda.h>
@@ -21,5 +21,9 @@ namespace snapmla::cuda_ops {
 /// maps or refuses.
 CUtensorMap make_page_map(const CachePlane& plane, DType dtype, std::int64_t row_elements,
                           std::int64_t num_pages);
+
+/// The map of query rows: dense [batch, s, heads, d] of e4m3 or bf16, coordinates (element, row of the
+/// request's s * heads, request), same box and swizzle. Throws as above.
+CUtensorMap make_query_map(const ConstTensorView& q);
 
 }  // namespace snapmla::cuda_ops
