@@ -1,12 +1,13 @@
 # What every target of ours shares: include paths, warnings, sanitizers, version, and no fp contraction
-# (a * b + c must round twice on every compiler alike: the reference backend is a specification).
+# (a * b + c must round twice on every compiler alike: the reference backend is a specification). CUDA code is contracted, but
+# for the files that promise the reference's bits: cmake/SnapmlaCuda.cmake.
 configure_file(${PROJECT_SOURCE_DIR}/cmake/version.h.in ${PROJECT_BINARY_DIR}/include/snapmla/version.h @ONLY)
 
 # Google Test, CLI11 and friends come from system include folders, so warnings there are not ours.
 function(snapmla_warnings target)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -ffp-contract=off>
-    $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xcompiler=-Wall,-Wextra,-Wshadow>)
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wshadow>)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # GCC 12 at -O3 takes "literal" + std::string for an overlapping copy (GCC bug 105651).
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)

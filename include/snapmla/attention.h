@@ -107,7 +107,7 @@ void fetch_kv(Backend& backend, const FetchKvParams& params, Stream stream);
 /// a graph.
 struct PlanShape {
   int batch = 0;
-  int num_workers = 0;         ///< work lists; on CUDA one per SM or SM group
+  int num_workers = 0;         ///< work lists; on CUDA one for each SM, or group of SMs where rows > 64
   int fixed_split_tokens = 0;  ///< 0: balanced over workers; else every request is cut each so many tokens
   int max_items = 0;           ///< capacity of the work list
 };
@@ -124,7 +124,8 @@ struct PlanView {
 struct PlanOptions {
   int batch = 0;        ///< 1 .. 4096
   int max_seq_len = 0;  ///< an upper bound of every seq_len this plan will see, 1 .. kMaxSeqLen
-  int num_workers = 0;  ///< 0: the backend's own number
+  int rows = 0;         ///< s * heads that the plan will serve, for the backend's own number; 0: at most 64
+  int num_workers = 0;  ///< 0: the backend's own number for these rows
   int fixed_split_tokens =
       0;  ///< 0, or a multiple of 64: results of a request then do not depend on the rest of the batch
 };

@@ -29,13 +29,19 @@ namespace snapmla {
 class PlainOps;  // the ops of a model around attention (src/core/plain_ops.h); the engine's own business
 
 /// An opaque stream of work. For cuda() the handle is a cudaStream_t (a caller's own stream may be wrapped;
-/// null is the legacy default stream); reference() ignores it and finishes every call before returning.
+/// null is the legacy default stream, which cannot be captured); reference() ignores it and finishes every
+/// call before returning.
 struct Stream {
   void* handle = nullptr;
 };
 
 /// An opaque captured graph; empty if null.
 struct Graph {
+  void* handle = nullptr;
+};
+
+/// A stamp in a stream's work, for timing; empty if null.
+struct Event {
   void* handle = nullptr;
 };
 
@@ -58,7 +64,14 @@ class Backend {
   [[nodiscard]] virtual std::string device_name()
       const = 0;                                        ///< e.g. "CPU, 2 threads", "NVIDIA H100 80GB HBM3"
   [[nodiscard]] virtual Support supported() const = 0;  ///< cheap, never throws; all else needs ok
-  [[nodiscard]] virtual int num_workers() const = 0;    ///< default work lists of a plan: threads or SMs
+
+  /// Whether plain_ops() is there, so that the engine can run whole models; else the reason.
+  [[nodiscard]] virtual Support supports_models() const = 0;
+
+  /// Default number of work lists of a plan that will serve `rows` = s * heads rows a request, at least 1.
+  /// reference(): threads. cuda(): a thread block attends for 64 rows and fills an SM, so
+  /// SMs / ceil(rows / 64).
+  [[nodiscard]] virtual int num_workers(int rows) const = 0;
   [[nodiscard]] virtual std::int64_t free_memory() const = 0;  ///< bytes free for allocate(), an estimate
 
   /// Device memory, at least 256-byte aligned, uninitialised. Throws Error(kOutOfMemory). Zero bytes give
@@ -81,7 +94,17 @@ class Backend {
   virtual void launch(Graph graph, Stream stream) = 0;
   virtual void destroy_graph(Graph graph) noexcept = 0;
 
-  /// The plain ops of a model, for the engine's model layer.
+  /// Timing. record() puts the event into the stream's work and returns; recording it again moves it.
+  /// elapsed_us() waits until the work before `end` is done and gives the microseconds between the two, both
+  /// recorded (cuda(): in steps of about half a microsecond, by the device's clock; reference(): by the
+  /// steady clock). Record outside captures: around a launch(), not within a graph.
+  virtual Event create_event() = 0;
+  virtual void destroy_event(Event event) noexcept = 0;
+  virtual void record(Event event, Stream stream) = 0;
+  virtual double elapsed_us(Event begin, Event end) = 0;
+
+  /// The plain ops of a model, for the engine's model layer. Throws Error(kUnsupported) where
+  /// supports_models() is not ok.
   [[nodiscard]] virtual const PlainOps& plain_ops() const = 0;
 
   // The attention ops. Call the functions of attention.h, which check arguments and then call these.
@@ -101,12 +124,14 @@ class Backend {
 /// thread.
 Backend& reference();
 
-/// The Hopper backend. Always callable: where it was not built or finds no device, supported() says why and
-/// every other call throws Error(kUnsupported) with that reason.
+/// The Hopper backend: the attention ops on the calling thread's current device, which must have compute
+/// capability 9.0. Always callable: where it was not built or finds no device, supported() says why and every
+/// other call throws Error(kUnsupported) with that reason.
 Backend& cuda();
 
-/// "reference", "cuda", or "auto" (cuda where supported, else reference). Throws Error(kInvalidArgument) on
-/// another name, Error(kUnsupported) if the named backend cannot run here.
+/// "reference", "cuda", or "auto": the fastest backend that runs whole models here (supports_models()), which
+/// is reference in this version. Throws Error(kInvalidArgument) on another name, Error(kUnsupported) if the
+/// named backend cannot run here.
 Backend& backend_by_name(std::string_view name);
 
 }  // namespace snapmla

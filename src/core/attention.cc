@@ -181,13 +181,16 @@ PlanShape make_plan_shape(const Backend& backend, const PlanOptions& options) {
                   "; got ", options.batch);
   SNAPMLA_REQUIRE(options.max_seq_len >= 1 && options.max_seq_len <= kMaxSeqLen, kOp,
                   "max_seq_len must be 1 to ", kMaxSeqLen, "; got ", options.max_seq_len);
+  SNAPMLA_REQUIRE(options.rows >= 0 && options.rows <= kMaxRows, kOp, "rows (s * heads) must be 0 to ",
+                  kMaxRows, "; got ", options.rows);
   SNAPMLA_REQUIRE(options.num_workers >= 0, kOp, "num_workers must not be negative; got ",
                   options.num_workers);
   SNAPMLA_REQUIRE(options.fixed_split_tokens >= 0 && options.fixed_split_tokens % kPageTokens == 0, kOp,
                   "fixed_split_tokens must be 0 or a positive multiple of 64; got ",
                   options.fixed_split_tokens);
   PlanShape shape{.batch = options.batch,
-                  .num_workers = options.num_workers > 0 ? options.num_workers : backend.num_workers(),
+                  .num_workers = options.num_workers > 0 ? options.num_workers
+                                                         : backend.num_workers(std::max(1, options.rows)),
                   .fixed_split_tokens = options.fixed_split_tokens};
   if (shape.fixed_split_tokens > 0) {
     const int splits = (options.max_seq_len + shape.fixed_split_tokens - 1) / shape.fixed_split_tokens;

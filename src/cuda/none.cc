@@ -15,7 +15,8 @@ class NoCuda final : public Backend {
   [[nodiscard]] std::string_view name() const override { return "cuda"; }
   [[nodiscard]] std::string device_name() const override { return "none"; }
   [[nodiscard]] Support supported() const override { return {.ok = false, .reason = kReason}; }
-  [[nodiscard]] int num_workers() const override { unsupported(); }
+  [[nodiscard]] Support supports_models() const override { return supported(); }
+  [[nodiscard]] int num_workers(int /*rows*/) const override { unsupported(); }
   [[nodiscard]] std::int64_t free_memory() const override { unsupported(); }
   [[nodiscard]] void* allocate(std::int64_t /*bytes*/) override { unsupported(); }
   void deallocate(void* /*pointer*/) noexcept override {}
@@ -31,6 +32,10 @@ class NoCuda final : public Backend {
   Graph end_capture(Stream /*stream*/) override { unsupported(); }
   void launch(Graph /*graph*/, Stream /*stream*/) override { unsupported(); }
   void destroy_graph(Graph /*graph*/) noexcept override {}
+  Event create_event() override { unsupported(); }
+  void destroy_event(Event /*event*/) noexcept override {}
+  void record(Event /*event*/, Stream /*stream*/) override { unsupported(); }
+  double elapsed_us(Event /*begin*/, Event /*end*/) override { unsupported(); }
   [[nodiscard]] const PlainOps& plain_ops() const override { unsupported(); }
   std::int64_t do_decode_workspace_bytes(const PlanShape& /*shape*/, int /*s*/,
                                          int /*heads*/) const override {

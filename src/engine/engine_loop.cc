@@ -75,6 +75,10 @@ EngineOptions complete_options(const EngineOptions& options, const ModelConfig& 
   SNAPMLA_REQUIRE(options.prefill_chunk >= 1, "engine", "prefill_chunk must be at least 1; got ",
                   options.prefill_chunk);
   if (result.backend == nullptr) result.backend = &backend_by_name("auto");
+  if (const Support support = result.backend->supports_models(); !support.ok) {
+    fail(ErrorCode::kUnsupported, "engine", "the ", result.backend->name(),
+         " backend cannot run a whole model: ", support.reason);
+  }
   if (result.max_seq_len == 0) result.max_seq_len = config.max_position;
   if (result.num_pages == 0) {
     const int usual = std::min(result.max_seq_len, kDefaultRequestTokens);

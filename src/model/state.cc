@@ -16,9 +16,11 @@ int pages_for(int tokens) {
   return (tokens + kPageTokens - 1) / kPageTokens;
 }
 
-PlanShape plan_shape(const Backend& backend, const ModelLimits& limits, int batch) {
-  return make_plan_shape(
-      backend, {.batch = batch, .max_seq_len = limits.max_seq_len, .fixed_split_tokens = kSplitTokens});
+PlanShape plan_shape(const Backend& backend, const ModelLimits& limits, int batch, std::int64_t heads) {
+  return make_plan_shape(backend, {.batch = batch,
+                                   .max_seq_len = limits.max_seq_len,
+                                   .rows = static_cast<int>(heads),
+                                   .fixed_split_tokens = kSplitTokens});
 }
 
 void check_token(std::int32_t token, int vocab) {
@@ -119,7 +121,7 @@ void ModelState::make_decode_buffers(const ModelConfig& config) {
   out_latent = make(DType::kBF16, {batch, 1, config.heads, kLatentDim});
   lse = make(DType::kF32, {batch, 1, config.heads});
   logits = make(DType::kF32, {batch, config.vocab});
-  const PlanShape shape = plan_shape(*backend_, limits_, limits_.max_batch);
+  const PlanShape shape = plan_shape(*backend_, limits_, limits_.max_batch, config.heads);
   work_items_ = make(DType::kI32, {shape.max_items, 4});
   worker_offsets_ = make(DType::kI32, {shape.num_workers + 1});
   split_offsets_ = make(DType::kI32, {shape.batch + 1});
@@ -143,7 +145,7 @@ void ModelState::copy_ints(int block_table_rows, Stream stream) {
 }
 
 PlanView ModelState::plan_view(const Backend& backend, int batch) const {
-  const PlanShape shape = plan_shape(backend, limits_, batch);
+  const PlanShape shape = plan_shape(backend, limits_, batch, q_latent.dim(1));
   return {.shape = shape,
           .work_items = first_rows(work_items_, shape.max_items),
           .worker_offsets = worker_offsets_,

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -21,7 +22,8 @@ class ReferenceBackend final : public Backend {
     return "CPU, " + std::to_string(num_threads()) + " threads";
   }
   [[nodiscard]] Support supported() const override { return {.ok = true, .reason = ""}; }
-  [[nodiscard]] int num_workers() const override { return num_threads(); }
+  [[nodiscard]] Support supports_models() const override { return {.ok = true, .reason = ""}; }
+  [[nodiscard]] int num_workers(int /*rows*/) const override { return num_threads(); }
   [[nodiscard]] std::int64_t free_memory() const override {
     return std::int64_t{sysconf(_SC_AVPHYS_PAGES)} * sysconf(_SC_PAGESIZE);
   }
@@ -55,6 +57,14 @@ class ReferenceBackend final : public Backend {
   void launch(Graph /*graph*/, Stream /*stream*/) override { no_graphs(); }
   void destroy_graph(Graph /*graph*/) noexcept override {}
 
+  // Every call has finished its work when it returns, so an event is the time at which it was recorded.
+  Event create_event() override { return {.handle = new Clock::time_point}; }
+  void destroy_event(Event event) noexcept override { delete static_cast<Clock::time_point*>(event.handle); }
+  void record(Event event, Stream /*stream*/) override { stamp(event) = Clock::now(); }
+  double elapsed_us(Event begin, Event end) override {
+    return std::chrono::duration<double, std::micro>(stamp(end) - stamp(begin)).count();
+  }
+
   [[nodiscard]] const PlainOps& plain_ops() const override { return reference_ops::plain_ops(); }
 
   std::int64_t do_decode_workspace_bytes(const PlanShape& shape, int s, int heads) const override {
@@ -74,6 +84,12 @@ class ReferenceBackend final : public Backend {
   void do_combine(const CombineParams& params, Stream /*stream*/) override { reference_ops::combine(params); }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
+  static Clock::time_point& stamp(Event event) {
+    SNAPMLA_REQUIRE(event.handle != nullptr, "event", "the event must come from create_event");
+    return *static_cast<Clock::time_point*>(event.handle);
+  }
   [[noreturn]] static void no_graphs() {
     fail(ErrorCode::kUnsupported, "graph",
          "the reference backend has no graphs (supports_graphs() is false)");

@@ -44,7 +44,8 @@ class MeteredBackend : public Backend {
   [[nodiscard]] std::string_view name() const override { return inner_.name(); }
   [[nodiscard]] std::string device_name() const override { return inner_.device_name(); }
   [[nodiscard]] Support supported() const override { return inner_.supported(); }
-  [[nodiscard]] int num_workers() const override { return inner_.num_workers(); }
+  [[nodiscard]] Support supports_models() const override { return inner_.supports_models(); }
+  [[nodiscard]] int num_workers(int rows) const override { return inner_.num_workers(rows); }
   [[nodiscard]] std::int64_t free_memory() const override { return limit_ - bytes_held_; }
   void copy(void* dst, const void* src, std::int64_t bytes, CopyKind kind, Stream stream) override {
     inner_.copy(dst, src, bytes, kind, stream);
@@ -55,6 +56,10 @@ class MeteredBackend : public Backend {
   Graph end_capture(Stream stream) override { return inner_.end_capture(stream); }
   void launch(Graph graph, Stream stream) override { inner_.launch(graph, stream); }
   void destroy_graph(Graph graph) noexcept override { inner_.destroy_graph(graph); }
+  Event create_event() override { return inner_.create_event(); }
+  void destroy_event(Event event) noexcept override { inner_.destroy_event(event); }
+  void record(Event event, Stream stream) override { inner_.record(event, stream); }
+  double elapsed_us(Event begin, Event end) override { return inner_.elapsed_us(begin, end); }
   [[nodiscard]] const PlainOps& plain_ops() const override { return inner_.plain_ops(); }
   [[nodiscard]] std::int64_t do_decode_workspace_bytes(const PlanShape& shape, int s,
                                                        int heads) const override {
