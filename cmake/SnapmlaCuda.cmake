@@ -1,13 +1,26 @@
 # The CUDA side. SNAPMLA_CUDA = OFF: CPU only, nvcc is not looked for. ON: nvcc must be there. AUTO: used where found.
 #
-# With nvcc, CUDA becomes a language of this project (SNAPMLA_HAVE_CUDA) for Hopper, sm_90a, and the number codecs that host
-# and device share are compiled and tested by nvcc (tests/cuda). The CUDA kernels are not part of this version: the backend
-# object is src/cuda/none.cc either way, and its supported() says so.
+# With nvcc, CUDA becomes a language of this project (SNAPMLA_HAVE_CUDA) and the CUDA backend is built for Hopper, sm_90a. Without,
+# src/cuda/none.cc stands in for it and says why. The CUDA runtime is linked statically and the driver is found at run time, so
+# one build runs on machines with and without a GPU.
 set(SNAPMLA_HAVE_CUDA OFF)
 set_property(CACHE SNAPMLA_CUDA PROPERTY STRINGS AUTO ON OFF)
 if(NOT SNAPMLA_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "SNAPMLA_CUDA must be AUTO, ON or OFF; got ${SNAPMLA_CUDA}")
 endif()
+
+# Gives a library the CUDA backend, or what stands in for it.
+function(snapmla_add_cuda_backend target)
+  set(decode ${PROJECT_SOURCE_DIR}/src/cuda/decode)
+  if(NOT SNAPMLA_HAVE_CUDA OR NOT EXISTS ${decode}/fp8_launch.cu OR NOT EXISTS ${decode}/bf16_launch.cu)
+    target_sources(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src/cuda/none.cc)
+    return()
+  endif()
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cuda/*.cc ${PROJECT_SOURCE_DIR}/src/cuda/*.cu)
+  list(REMOVE_ITEM sources ${PROJECT_SOURCE_DIR}/src/cuda/none.cc)
+  target_sources(${target} PRIVATE ${sources})
+  target_link_libraries(${target} PRIVATE CUDA::cudart_static)
+endfunction()
 
 if(SNAPMLA_CUDA STREQUAL "OFF")
   message(STATUS "CUDA backend: not built (SNAPMLA_CUDA=OFF)")
@@ -39,5 +52,4 @@ set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 set(SNAPMLA_HAVE_CUDA ON)
-message(STATUS "CUDA backend: not in version ${PROJECT_VERSION}; host/device codecs are built with nvcc "
-               "${CMAKE_CUDA_COMPILER_VERSION} for sm_${CMAKE_CUDA_ARCHITECTURES}")
+message(STATUS "CUDA backend: built with nvcc ${CMAKE_CUDA_COMPILER_VERSION} for sm_${CMAKE_CUDA_ARCHITECTURES}")

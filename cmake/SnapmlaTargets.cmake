@@ -1,6 +1,6 @@
 # What every target of ours shares: include paths, warnings, sanitizers, version, and no fp contraction
-# (a * b + c must round twice on every compiler alike: the reference backend is a specification). CUDA code is contracted, but
-# for the files that promise the reference's bits: cmake/SnapmlaCuda.cmake.
+# (a * b + c must round twice on every compiler alike: the reference backend is a specification). CUDA code is contracted;
+# where it must give the reference's bits it says __fmul_rn and the like.
 configure_file(${PROJECT_SOURCE_DIR}/cmake/version.h.in ${PROJECT_BINARY_DIR}/include/snapmla/version.h @ONLY)
 
 # Google Test, CLI11 and friends come from system include folders, so warnings there are not ours.

@@ -191,7 +191,7 @@ PlanShape make_plan_shape(const Backend& backend, const PlanOptions& options) {
   PlanShape shape{.batch = options.batch,
                   .num_workers = options.num_workers > 0 ? options.num_workers
                                                          : backend.num_workers(std::max(1, options.rows)),
-                  .fixed_split_tokens = options.fixed_split_tokens};
+                  .fixed_split_tokens = std::min(options.fixed_split_tokens, kMaxSeqLen)};
   if (shape.fixed_split_tokens > 0) {
     const int splits = (options.max_seq_len + shape.fixed_split_tokens - 1) / shape.fixed_split_tokens;
     shape.max_items = options.batch * splits;

@@ -1,14 +1,12 @@
 // The CUDA backend where it is not built: supported() says why, everything else throws with that reason.
 #include "core/check.h"
 #include "snapmla/backend.h"
-#include "snapmla/version.h"
 
 namespace snapmla {
 namespace {
 
 constexpr const char* kReason =
-    "this build has no CUDA backend (CPU only); the CUDA kernels for Hopper (sm_90a) are not part of "
-    "version " SNAPMLA_VERSION;
+    "this build has no CUDA backend (CPU only); for Hopper (sm_90a) build with nvcc: cmake --preset cuda";
 
 class NoCuda final : public Backend {
  public:

@@ -28,7 +28,7 @@ void combine(const CombineParams& params, cudaStream_t stream);
 
 /// The main kernels (src/cuda/decode). A work item that is the only one of its request
 /// (split_offsets[b + 1] - split_offsets[b] == 1) writes params.out and params.lse; any other writes its partial.
-/// They call launch_dependents() once their results are under way, so that combine_splits can start early.
+/// They call launch_next_grid() once their results are under way, so that combine_splits can start early.
 void decode_fp8(const DecodeParams& params, cudaStream_t stream);
 void decode_bf16(const DecodeParams& params, cudaStream_t stream);
 

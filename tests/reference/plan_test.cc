@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/bf16.h"
+#include "core/plan_rule.h"
 #include "snapmla/backend.h"
 #include "snapmla/error.h"
 
@@ -53,8 +54,12 @@ Plan make_plan(const std::vector<std::int32_t>& seq_lens, int num_workers, int f
   return result;
 }
 
-int pages(int tokens) {
-  return (tokens + kPageTokens - 1) / kPageTokens;
+/// What a worker's items cost it: their pairs of pages, and a fixed cost for each item but the first.
+int cost_of(const Plan& plan, int worker) {
+  int cost = 0;
+  for (int i = plan.worker_offsets[worker]; i < plan.worker_offsets[worker + 1]; ++i)
+    cost += ceil_div(plan.items[i].end - plan.items[i].first, kPairTokens) + kItemPairs;
+  return std::max(0, cost - kItemPairs);
 }
 
 void expect_covers(const Plan& plan, const std::vector<std::int32_t>& seq_lens) {
@@ -89,16 +94,48 @@ TEST(Plan, CoversEveryTokenOnceInBalance) {
     const int workers = 1 + static_cast<int>(random() % 140);
     const Plan plan = make_plan(seq_lens, workers, 0, 131072);
     expect_covers(plan, seq_lens);
-    int total = 0;
-    for (const int seq_len : seq_lens) total += pages(seq_len);
-    const int share = std::max(1, (total + workers - 1) / workers);
+    int total = -kItemPairs;
+    for (const int seq_len : seq_lens) total += ceil_div(seq_len, kPairTokens) + kItemPairs;
+    const int share = std::max(1, ceil_div(total, workers));
+    const bool cut = plan.items.size() > seq_lens.size();
     for (int w = 0; w < workers; ++w) {
-      int done = 0;
-      for (int i = plan.worker_offsets[w]; i < plan.worker_offsets[w + 1]; ++i)
-        done += pages(plan.items[i].end - plan.items[i].first);
-      EXPECT_LE(done, share) << "worker " << w << " of " << workers;
+      EXPECT_LE(cost_of(plan, w), cut ? share : share + kSlackPairs + share / 16)
+          << "worker " << w << " of " << workers;
     }
+    for (const Item& item : plan.items) EXPECT_EQ(item.first % kPairTokens, 0) << "pairs of pages stay whole";
   }
+}
+
+// Cutting costs a merge, so requests that balance as they are stay whole: 128 of the same length on 66 workers
+// (two a worker, two workers idle), but not 100 (34 workers would have two and 32 one).
+TEST(Plan, LeavesRequestsWholeThatBalance) {
+  for (const int tokens : {1000, 4096, 32768}) {
+    const std::vector<std::int32_t> equal(128, tokens);
+    const Plan plan = make_plan(equal, 66, 0, 131072);
+    expect_covers(plan, equal);
+    EXPECT_EQ(plan.items.size(), 128U) << tokens;
+    EXPECT_EQ(plan.worker_offsets[1], 2) << tokens;
+  }
+  const std::vector<std::int32_t> fewer(100, 32768);
+  EXPECT_GT(make_plan(fewer, 66, 0, 131072).items.size(), 100U);
+}
+
+TEST(Plan, SpreadsALoneRequestOverAllWorkers) {
+  const Plan plan = make_plan({32768}, 66, 0, 131072);
+  expect_covers(plan, {32768});
+  EXPECT_EQ(plan.items.size(), 64U) << "256 pairs, four a worker";
+  EXPECT_EQ(make_plan({128}, 66, 0, 131072).items.size(), 1U);
+}
+
+// One long request beside many short ones: nobody waits for the worker that has it.
+TEST(Plan, BalancesRaggedBatches) {
+  std::vector<std::int32_t> ragged(128, 1024);
+  ragged[40] = 131072;
+  const Plan plan = make_plan(ragged, 132, 0, 131072);
+  expect_covers(plan, ragged);
+  int most = 0;
+  for (int w = 0; w < 132; ++w) most = std::max(most, cost_of(plan, w));
+  EXPECT_LE(most, 17) << "1,024 + 127 * 8 pairs and 127 items over 132 workers are 16.4 each";
 }
 
 TEST(Plan, FixedSplitsAreTheRequestsOwn) {
