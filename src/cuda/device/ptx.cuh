@@ -134,6 +134,44 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// --- Ordinary shared memory by its 32-bit address ("ld", "st") ---
+
+template <class T>
+__device__ __forceinline__ T load_shared(std::uint32_t s_address) = delete;
+template <>
+__device__ __forceinline__ float2 load_shared<float2>(std::uint32_t s_address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(s_address));
+  return v;
+}
+template <>
+__device__ __forceinline__ float4 load_shared<float4>(std::uint32_t s_address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(s_address));
+  return v;
+}
+template <>
+__device__ __forceinline__ int4 load_shared<int4>(std::uint32_t s_address) {
+  int4 v;
+  asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(s_address));
+  return v;
+}
+__device__ __forceinline__ void store_shared(std::uint32_t s_address, int x) {
+  asm volatile("st.shared.s32 [%0], %1;" ::"r"(s_address), "r"(x) : "memory");
+}
+__device__ __forceinline__ void store_shared(std::uint32_t s_address, float x) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(s_address), "f"(x) : "memory");
+}
+__device__ __forceinline__ void store_shared(std::uint32_t s_address, float4 v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(s_address), "f"(v.x), "f"(v.y), "f"(v.z),
+               "f"(v.w)
+               : "memory");
+}
+
 // --- Registers and launches ("setmaxnreg", "griddepcontrol") ---
 
 /// Raises this warpgroup's registers a thread to kCount (a multiple of 8); waits until the pool has them.
@@ -184,6 +222,13 @@ __device__ __forceinline__ void store_matrices(std::uint32_t s_row, const std::u
                : "memory");
 }
 
+/// Hides where a value comes from, so that what is worked out from it stays here: else the compiler moves
+/// such sums out of the main loop and spills them.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // --- Arithmetic ("ex2", "lg2", "cvt", "prmt") ---
 
 /// 2^x, relative error at most 2^-22; subnormal results are 0.
@@ -197,6 +242,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
 __device__ __forceinline__ float log2_fast(float x) {
   float y = 0;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// 1 / x to one unit in the last place; exact for powers of two.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y = 0;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -8,7 +8,8 @@
 //     mma_e4m3         D, A in shared memory, B     N = 128, 64               A, B K-major
 //     mma_e4m3         D, A in 4 registers, B       N = 64, 32, 16, 8         A, B K-major
 //     mma_bf16         D, A in shared memory, B     N = 128, 64               A, B K-major
-//     mma_bf16_rows    D, A in either, B            N = 256                   A K-major, B MN-major
+//     mma_bf16         D, A in 4 registers, B       N = 64                    A, B K-major
+//     mma_bf16_rows    D, A in shared memory, B     N = 128                   A K-major, B MN-major
 //
 // A product is asynchronous: fence() before the first after registers were written by other instructions,
 // commit(), and wait<pending>() before D, or A's registers, are touched again. ptxas serializes products
@@ -90,18 +91,11 @@ __device__ __forceinline__ void pin(std::uint32_t (&values)[kCount]) {
   SNAPMLA_NAMES_32                                                                \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50," \
   "%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define SNAPMLA_NAMES_128                                                                      \
-  SNAPMLA_NAMES_64                                                                             \
-  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,"  \
-  "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,"     \
-  "%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123," \
-  "%124,%125,%126,%127"
 #define SNAPMLA_REGS_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SNAPMLA_REGS_8(d, i) SNAPMLA_REGS_4(d, i), SNAPMLA_REGS_4(d, i + 4)
 #define SNAPMLA_REGS_16(d, i) SNAPMLA_REGS_8(d, i), SNAPMLA_REGS_8(d, i + 8)
 #define SNAPMLA_REGS_32(d, i) SNAPMLA_REGS_16(d, i), SNAPMLA_REGS_16(d, i + 16)
 #define SNAPMLA_REGS_64(d, i) SNAPMLA_REGS_32(d, i), SNAPMLA_REGS_32(d, i + 32)
-#define SNAPMLA_REGS_128(d, i) SNAPMLA_REGS_64(d, i), SNAPMLA_REGS_64(d, i + 64)
 
 // One product. `shape` and `tail` are PTX text; the operands behind D are numbered as `a`, `b` and `flag`
 // say. After the flag come the signs of A and B (1: not negated), then for bf16 whether each is MN-major.
@@ -150,26 +144,25 @@ __device__ __forceinline__ void mma_bf16(float (&d)[32], Descriptor a, Descripto
   SNAPMLA_MMA_SS(32, "m64n64k16.f32.bf16.bf16", "%32", "%33", "%34", "1, 1, 0, 0");
 }
 
-/// The same with B MN-major: row k of B is contiguous along N, as the tokens of a page are (mn_major_128b).
-__device__ __forceinline__ void mma_bf16_rows(float (&d)[128], Descriptor a, Descriptor b, bool accumulate) {
-  SNAPMLA_MMA_SS(128, "m64n256k16.f32.bf16.bf16", "%128", "%129", "%130", "1, 1, 0, 1");
+/// The same with A in registers: a[0] holds row g, K 2c and 2c + 1; a[1] row g + 8; a[2], a[3] K 8 further.
+__device__ __forceinline__ void mma_bf16(float (&d)[32], const std::uint32_t (&a)[4], Descriptor b,
+                                         bool accumulate) {
+  SNAPMLA_MMA_RS(32, "m64n64k16.f32.bf16.bf16", "%32,%33,%34,%35", "%36", "%37", "1, 1, 0");
 }
 
-/// And with A in registers: a[0] holds row g, K 2c and 2c + 1; a[1] row g + 8; a[2], a[3] K 8 further.
-__device__ __forceinline__ void mma_bf16_rows(float (&d)[128], const std::uint32_t (&a)[4], Descriptor b,
-                                              bool accumulate) {
-  SNAPMLA_MMA_RS(128, "m64n256k16.f32.bf16.bf16", "%128,%129,%130,%131", "%132", "%133", "1, 1, 1");
+/// D (+)= A * B with B MN-major: row k of B is contiguous along N, as the tokens of a page are
+/// (mn_major_128b).
+__device__ __forceinline__ void mma_bf16_rows(float (&d)[64], Descriptor a, Descriptor b, bool accumulate) {
+  SNAPMLA_MMA_SS(64, "m64n128k16.f32.bf16.bf16", "%64", "%65", "%66", "1, 1, 0, 1");
 }
 
 #undef SNAPMLA_MMA_RS
 #undef SNAPMLA_MMA_SS
-#undef SNAPMLA_REGS_128
 #undef SNAPMLA_REGS_64
 #undef SNAPMLA_REGS_32
 #undef SNAPMLA_REGS_16
 #undef SNAPMLA_REGS_8
 #undef SNAPMLA_REGS_4
-#undef SNAPMLA_NAMES_128
 #undef SNAPMLA_NAMES_64
 #undef SNAPMLA_NAMES_32
 #undef SNAPMLA_NAMES_16
