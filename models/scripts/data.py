@@ -86,7 +86,7 @@ class Piece:
 class Sequences:
     """Random training sequences of a given length."""
 
-    def __init__(self, text: Text, tok: Tokenizer, seed: int, answer_weight: float = 8.0) -> None:
+    def __init__(self, text: Text, tok: Tokenizer, seed: int | list[int], answer_weight: float = 8.0) -> None:
         self.text, self.piece = text, Pieces(tok)
         self.rng = np.random.default_rng(seed)
         self.answer_weight = answer_weight

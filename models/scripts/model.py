@@ -47,7 +47,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -136,7 +136,8 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         c, shape = self.c, x.shape
         flat = x.reshape(-1, shape[-1])
-        scores = F.linear(flat.float(), self.router.float()).sigmoid()
+        with torch.autocast(x.device.type, enabled=False):  # FP32 as in transformers: it decides the routing
+            scores = F.linear(flat.float(), self.router.float()).sigmoid()
         chosen = (scores + self.e_score_correction_bias).topk(c.num_experts_per_tok, -1).indices
         weights = scores.gather(1, chosen)
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
