@@ -17,8 +17,7 @@
 
 namespace snapmla::cuda_ops::bf16 {
 
-inline constexpr float kMaxGain =
-    8.0F;  ///< any bound up to about 2^100 / 2^20 tokens is safe; 8 is rare already
+inline constexpr float kMaxGain = 8.0F;  ///< rare already; safe up to about 80, with 2^20 tokens in a sum
 inline constexpr unsigned kAllLanes = ~0U;
 
 __device__ __forceinline__ std::uint32_t barrier(std::uint32_t s_base, std::uint32_t which) {
@@ -46,7 +45,7 @@ __device__ __forceinline__ Item load_item(const Args& args, int index) {
   return {words.x, words.y, words.z, words.w};
 }
 
-/// Where the rows of an item belong: row r of the tile is row first_row + r of the block that `row_of` gives.
+/// Where the rows of an item belong: block `block` of `rows` rows, in the outputs or in the partials.
 struct Destination {
   bool alone;          ///< the only item of its request: its result is final
   std::int64_t block;  ///< request, or partial
