@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data import Pieces, Sequences, Text, load, prompt
+from data import BEGIN, Pieces, Sequences, Text, load, prompt
 from model import Config, Model, Past, initialise
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -214,8 +214,8 @@ def text_loss(model: Model, ids: np.ndarray, window: int = 512, count: int = 40)
     total = 0.0
     for i in range(count):
         start = i * (len(ids) - window) // count
-        row = torch.tensor(ids[start : start + window].astype(np.int64), device=device)[None]
-        hidden, _ = model(row, torch.arange(window, device=device)[None])
+        row = torch.tensor([[BEGIN, *ids[start : start + window].tolist()]], device=device)
+        hidden, _ = model(row, torch.arange(window + 1, device=device)[None])
         total += float(F.cross_entropy(model.logits(hidden)[0, :-1].float(), row[0, 1:]))
     return total / count
 
