@@ -3,111 +3,17 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <functional>
 #include <set>
 
-#include "core/e4m3.h"
 #include "snapmla/error.h"
-#include "support/attention_problem.h"
+#include "support/decode_cases.h"
 
 namespace snapmla::test {
 namespace {
 
-template <class T>
-const T& pick(const std::vector<T>& values, std::size_t i) {
-  return values[i % values.size()];
-}
-
-const std::vector<int> kLengths = {0, 1, 63, 64, 65, 200, 700};
-const std::vector<int> kHeads = {1, 5, 16, 20, 64, 128};
-const std::vector<int> kQueryTokens = {1, 2, 4};
-const std::vector<Latents> kLatents = {Latents::kMean, Latents::kZeroMean, Latents::kMean, Latents::kZero};
-const std::vector<Ropes> kRopes = {Ropes::kNormal, Ropes::kOutliers};
-const std::vector<Logits> kLogits = {Logits::kFlat, Logits::kPeaked, Logits::kUniform, Logits::kSink};
-
-// Every value of every list occurs; pairs are sampled by walking the lists with a seeded generator once each
-// has come round.
-std::vector<AttentionCase> sampled_cases() {
-  std::vector<AttentionCase> cases;
-  std::mt19937_64 random(20261123);
-  constexpr std::size_t kCases = 48;
-  for (std::size_t i = 0; i < kCases; ++i) {
-    const auto at = [&](std::size_t round) { return i < round ? i : random(); };
-    AttentionCase c;
-    c.seq_lens = {pick(kLengths, at(7)), pick(kLengths, random()), pick(kLengths, random())};
-    c.heads = pick(kHeads, at(6));
-    c.s = pick(kQueryTokens, at(3));
-    c.format = i % 4 == 3 ? CacheFormat::kBf16 : CacheFormat::kFp8;
-    c.rule = i % 3 == 2 ? ScaleRule::kAmax : ScaleRule::kPowerOfTwo;
-    c.latents = pick(kLatents, at(4));
-    if (c.latents == Latents::kZero)
-      c.rule = ScaleRule::kPowerOfTwo;  // the paper's rule overflows there: see below
-    c.ropes = pick(kRopes, at(2));
-    c.logits = pick(kLogits, at(4));
-    c.causal = i % 5 != 4;
-    c.num_workers = pick<int>({0, 1, 2, 7}, random());
-    c.fixed_split_tokens = pick<int>({0, 0, 64, 256}, random());
-    c.seed = i;
-    cases.push_back(c);
-  }
-  return cases;
-}
-
-double norm(const std::vector<double>& x) {
-  double sum = 0;
-  for (const double value : x) sum += value * value;
-  return std::sqrt(sum);
-}
-
-/// What the rows of one problem come to: error and gain over all heads of all queries that see something.
-struct Accuracy {
-  double relative_error = 0;  ///< |out - formula| / |formula|
-  double gain = 0;            ///< <out, formula> / <formula, formula>
-};
-
-// `check` is called with each row's index, formula and |out - formula|.
-Accuracy compare(const Problem& problem, const Solution& solution,
-                 const std::function<void(std::size_t, const FormulaRow&, double)>& check) {
-  double error_norm = 0;
-  double product = 0;
-  double formula_norm = 0;
-  std::size_t row = 0;
-  for (std::size_t b = 0; b < problem.kv.size(); ++b) {
-    for (int i = 0; i < problem.spec.s; ++i) {
-      for (int h = 0; h < problem.spec.heads; ++h, ++row) {
-        const FormulaRow formula = formula_row(problem, b, i, h);
-        double squared = 0;
-        for (std::size_t d = 0; d < kLatentDim; ++d) {
-          const double out = solution.out[row * kLatentDim + d];
-          squared += (out - formula.out[d]) * (out - formula.out[d]);
-          product += out * formula.out[d];
-          formula_norm += formula.out[d] * formula.out[d];
-        }
-        error_norm += squared;
-        check(row, formula, std::sqrt(squared));
-      }
-    }
-  }
-  return {.relative_error = std::sqrt(error_norm / formula_norm), .gain = product / formula_norm};
-}
-
 void expect_within_format_error(const AttentionCase& spec) {
-  SCOPED_TRACE(::testing::PrintToString(spec));
   const Problem problem = make_problem(spec);
-  const Solution solution = solve(reference(), problem);
-  compare(problem, solution, [&](std::size_t row, const FormulaRow& formula, double error) {
-    const float lse = solution.lse[row];
-    if (std::isinf(formula.lse)) {
-      EXPECT_EQ(error, 0) << "row " << row << " sees nothing and must be zero";
-      EXPECT_EQ(lse, -std::numeric_limits<float>::infinity()) << "row " << row;
-      return;
-    }
-    // 512 dims average out: four deviations are never reached. lse is one number: six. 1e-6: fp32 results.
-    EXPECT_LE(error, 4 * formula.out_error + 1e-6 * norm(formula.out)) << "row " << row;
-    EXPECT_LE(std::abs(lse - formula.lse),
-              formula.lse_bias + 6 * formula.lse_error + 2e-6 * (1 + std::abs(formula.lse)))
-        << "row " << row;
-  });
+  expect_within_format_error(problem, solve(reference(), problem));
 }
 
 TEST(Decode, EveryValueOfEveryListOccurs) {
@@ -117,6 +23,7 @@ TEST(Decode, EveryValueOfEveryListOccurs) {
   std::set<Latents> latents;
   std::set<Ropes> ropes;
   std::set<Logits> logits;
+  std::set<PageLayout> layouts;
   for (const AttentionCase& c : sampled_cases()) {
     lengths.insert(c.seq_lens.begin(), c.seq_lens.end());
     heads.insert(c.heads);
@@ -124,6 +31,7 @@ TEST(Decode, EveryValueOfEveryListOccurs) {
     latents.insert(c.latents);
     ropes.insert(c.ropes);
     logits.insert(c.logits);
+    layouts.insert(c.layout);
   }
   EXPECT_EQ(lengths, std::set<int>(kLengths.begin(), kLengths.end()));
   EXPECT_EQ(heads, std::set<int>(kHeads.begin(), kHeads.end()));
@@ -131,6 +39,7 @@ TEST(Decode, EveryValueOfEveryListOccurs) {
   EXPECT_EQ(latents.size(), 3U);
   EXPECT_EQ(ropes.size(), 2U);
   EXPECT_EQ(logits.size(), 4U);
+  EXPECT_EQ(layouts.size(), kLayouts.size());
 }
 
 class DecodeCase : public ::testing::TestWithParam<AttentionCase> {};
@@ -153,37 +62,14 @@ TEST(DecodeSlow, LargeProducts) {
   }
 }
 
-// The same inputs with every latent already an e4m3 code times its scale: then only P is quantized on the
-// way.
-Problem with_quantized_inputs(Problem problem) {
-  const auto quantize = [](Bf16* row) {
-    float amax = 0;
-    for (int d = 0; d < kLatentDim; ++d) amax = std::max(amax, std::abs(to_float(row[d])));
-    const float scale = quantization_scale(amax);
-    for (int d = 0; d < kLatentDim; ++d)
-      row[d] = to_bf16(to_float(to_e4m3(to_float(row[d]) / scale)) * scale);
-  };
-  for (auto& tokens : problem.kv) {
-    for (std::size_t i = 0; i < tokens.size(); i += kTokenDim) quantize(&tokens[i]);
-  }
-  for (std::size_t i = 0; i < problem.q_latent.size(); i += kLatentDim) quantize(&problem.q_latent[i]);
-  return problem;
-}
-
-Accuracy accuracy_at(int seq_len, Logits logits, int heads) {
-  const Problem problem = with_quantized_inputs(
-      make_problem({.seq_lens = {seq_len}, .heads = heads, .logits = logits, .seed = 5}));
-  return compare(problem, solve(reference(), problem), [](std::size_t, const FormulaRow&, double) {});
-}
-
 class LongContext : public ::testing::TestWithParam<Logits> {};
 
 // The promise that sets this project apart: the error at 128K tokens is at most max(1.1 times that at 1K, 0.2
 // %), and the output does not shrink. Latents have a mean: zero-mean noise hides accumulation errors.
 TEST_P(LongContext, ErrorDoesNotGrowWithLength) {
   const int heads = GetParam() == Logits::kFlat ? 5 : 1;
-  const Accuracy near = accuracy_at(1024, GetParam(), heads);
-  const Accuracy far = accuracy_at(128 * 1024, GetParam(), heads);
+  const Accuracy near = accuracy_at(reference(), 1024, GetParam(), heads);
+  const Accuracy far = accuracy_at(reference(), 128 * 1024, GetParam(), heads);
   EXPECT_LE(far.relative_error, std::max(1.1 * near.relative_error, 0.002));
   EXPECT_NEAR(near.gain, 1, 0.002);
   EXPECT_NEAR(far.gain, 1, 0.002);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <ostream>
@@ -15,6 +16,8 @@
 
 #include "core/bf16.h"
 #include "snapmla/backend.h"
+#include "support/on_device.h"
+#include "support/page_layout.h"
 
 namespace snapmla::test {
 
@@ -37,6 +40,7 @@ struct AttentionCase {
   Ropes ropes = Ropes::kNormal;
   Logits logits = Logits::kFlat;
   bool causal = true;
+  PageLayout layout = PageLayout::kRecords;
   int num_workers = 0;
   int fixed_split_tokens = 0;
   std::uint64_t seed = 1;
@@ -46,36 +50,10 @@ inline std::ostream& operator<<(std::ostream& out, const AttentionCase& c) {
   out << to_string(c.format) << ' ' << to_string(c.rule) << " s " << c.s << " heads " << c.heads << " lens";
   for (const int len : c.seq_lens) out << ' ' << len;
   return out << " latents " << static_cast<int>(c.latents) << " ropes " << static_cast<int>(c.ropes)
-             << " logits " << static_cast<int>(c.logits) << (c.causal ? " causal" : " full") << " workers "
-             << c.num_workers << " fixed " << c.fixed_split_tokens << " seed " << c.seed;
+             << " logits " << static_cast<int>(c.logits) << (c.causal ? " causal" : " full") << " pages "
+             << c.layout << " workers " << c.num_workers << " fixed " << c.fixed_split_tokens << " seed "
+             << c.seed;
 }
-
-/// A vector in a backend's memory.
-template <class T>
-class OnDevice {
- public:
-  OnDevice(Backend& backend, const std::vector<T>& host) : backend_(&backend), size_(host.size()) {
-    data_ = static_cast<T*>(backend.allocate(bytes()));
-    backend.copy(data_, host.data(), bytes(), CopyKind::kHostToDevice, {});
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-  ~OnDevice() { backend_->deallocate(data_); }
-
-  [[nodiscard]] T* data() const { return data_; }
-  [[nodiscard]] std::vector<T> host() const {
-    std::vector<T> result(size_);
-    backend_->copy(result.data(), data_, bytes(), CopyKind::kDeviceToHost, {});
-    backend_->synchronize({});
-    return result;
-  }
-
- private:
-  [[nodiscard]] std::int64_t bytes() const { return static_cast<std::int64_t>(size_ * sizeof(T)); }
-  Backend* backend_;
-  std::size_t size_;
-  T* data_;
-};
 
 struct Problem {
   AttentionCase spec{};
@@ -150,116 +128,197 @@ struct Solution {
   std::vector<float> lse;  ///< [batch, s, heads]
 };
 
-/// The cache pool of a problem, filled by append_kv in chunks; everything else in it is NaN in every format.
-inline std::vector<std::uint8_t> poisoned_pool(const Problem& problem) {
-  return std::vector<std::uint8_t>(
-      static_cast<std::size_t>(problem.num_pages * page_bytes(problem.spec.format)), 0xff);
-}
-
-inline void append_all(Backend& backend, const Problem& problem, const CacheView& cache) {
-  for (std::size_t b = 0; b < problem.kv.size(); ++b) {
-    const int seq_len = problem.spec.seq_lens[b];
-    std::vector<std::int32_t> slots;
-    slots.reserve(static_cast<std::size_t>(seq_len));
-    for (int t = 0; t < seq_len; ++t) {
-      slots.push_back(problem.block_table[b * problem.max_pages + t / kPageTokens] * kPageTokens +
-                      t % kPageTokens);
-    }
-    const OnDevice<Bf16> kv(backend, problem.kv[b]);
-    const OnDevice<std::int32_t> slot_mapping(backend, slots);
-    if (seq_len == 0) continue;
-    append_kv(backend,
-              {.kv = ConstTensorView(kv.data(), DType::kBF16, {seq_len, kTokenDim}),
-               .slot_mapping = ConstTensorView(slot_mapping.data(), DType::kI32, {seq_len}),
-               .scale_rule = problem.spec.rule,
-               .cache = cache},
-              {});
+/// The problem on a backend: the pool, filled by append_kv and NaN in every format elsewhere; the other
+/// inputs; outputs and scratch, poisoned. enqueue() calls the ops that an engine calls every step.
+class Decoder {
+ public:
+  Decoder(Backend& backend, const Problem& problem, DType out_type = DType::kF32)
+      : backend_(&backend),
+        spec_(problem.spec),
+        softmax_scale_(problem.softmax_scale),
+        batch_(static_cast<std::int64_t>(spec_.seq_lens.size())),
+        max_pages_(problem.max_pages),
+        num_rows_(static_cast<std::size_t>(batch_ * spec_.s * spec_.heads)),
+        shape_(make_plan_shape(backend, {.batch = static_cast<int>(batch_),
+                                         .max_seq_len = std::max(1, *std::max_element(spec_.seq_lens.begin(),
+                                                                                      spec_.seq_lens.end())),
+                                         .rows = spec_.s * spec_.heads,
+                                         .num_workers = spec_.num_workers,
+                                         .fixed_split_tokens = spec_.fixed_split_tokens})),
+        out_type_(out_type),
+        pool_(backend,
+              poison<std::uint8_t>(pool_view(spec_.layout, spec_.format, nullptr, problem.num_pages).bytes)),
+        cache_(pool_view(spec_.layout, spec_.format, pool_.data(), problem.num_pages).cache),
+        q_latent_(backend, problem.q_latent),
+        q_rope_(backend, problem.q_rope),
+        q_latent8_(backend, poison<E4m3>(rows(kLatentDim))),
+        q_rope_scaled_(backend, poison<Bf16>(rows(kRopeDim))),
+        q_scale_(backend, poison<float>(rows(1))),
+        seq_lens_(backend, std::vector<std::int32_t>(spec_.seq_lens.begin(), spec_.seq_lens.end())),
+        block_table_(backend, problem.block_table),
+        work_items_(backend, poison<std::int32_t>(std::int64_t{4} * shape_.max_items)),
+        worker_offsets_(backend, poison<std::int32_t>(shape_.num_workers + 1)),
+        split_offsets_(backend, poison<std::int32_t>(batch_ + 1)),
+        workspace_(backend,
+                   poison<std::uint8_t>(decode_workspace_bytes(backend, shape_, spec_.s, spec_.heads))),
+        out_(backend, poison<std::uint8_t>(rows(kLatentDim) * size_of(out_type))),
+        lse_(backend, poison<float>(rows(1))) {
+    append_all(problem);
+    backend.synchronize({});
   }
-}
+
+  void enqueue(Stream stream) {
+    if (spec_.format == CacheFormat::kFp8) quantize_q(*backend_, quantize_params(), stream);
+    plan(*backend_, {.seq_lens = seq_lens_view(), .plan = plan_view()}, stream);
+    decode(*backend_, decode_params(), stream);
+  }
+
+  /// Fewer tokens of the same requests, from the next step on.
+  void set_seq_lens(const std::vector<std::int32_t>& seq_lens, Stream stream) {
+    backend_->copy(seq_lens_.data(), seq_lens.data(), batch_ * 4, CopyKind::kHostToDevice, stream);
+    backend_->synchronize(stream);
+  }
+
+  [[nodiscard]] Solution solution() const {
+    Solution result{.out = {}, .lse = lse_.host()};
+    const std::vector<std::uint8_t> bytes = out_.host();
+    result.out.resize(num_rows_ * kLatentDim);
+    for (std::size_t i = 0; i < result.out.size(); ++i) {
+      if (out_type_ == DType::kF32) {
+        std::memcpy(&result.out[i], &bytes[4 * i], 4);
+      } else {
+        Bf16 value;
+        std::memcpy(&value, &bytes[2 * i], 2);
+        result.out[i] = to_float(value);
+      }
+    }
+    return result;
+  }
+
+  /// Puts NaN into the outputs and the workspace again.
+  void poison_outputs(Stream stream) {
+    const auto out = poison<std::uint8_t>(rows(kLatentDim) * size_of(out_type_));
+    const auto lse = poison<float>(rows(1));
+    const auto workspace =
+        poison<std::uint8_t>(decode_workspace_bytes(*backend_, shape_, spec_.s, spec_.heads));
+    const auto upload = [&](void* to, const auto& from) {
+      backend_->copy(to, from.data(), static_cast<std::int64_t>(from.size() * sizeof(from[0])),
+                     CopyKind::kHostToDevice, stream);
+    };
+    upload(out_.data(), out);
+    upload(lse_.data(), lse);
+    upload(workspace_.data(), workspace);
+    backend_->synchronize(stream);
+  }
+
+  [[nodiscard]] QuantizeQParams quantize_params() const {
+    return {.q_latent = {q_latent_.data(), DType::kBF16, {batch_, spec_.s, spec_.heads, kLatentDim}},
+            .q_rope = {q_rope_.data(), DType::kBF16, {batch_, spec_.s, spec_.heads, kRopeDim}},
+            .scale_rule = spec_.rule,
+            .q_latent_out = {q_latent8_.data(), DType::kE4M3, {batch_, spec_.s, spec_.heads, kLatentDim}},
+            .q_rope_out = {q_rope_scaled_.data(), DType::kBF16, {batch_, spec_.s, spec_.heads, kRopeDim}},
+            .q_scale_out = {q_scale_.data(), DType::kF32, {batch_, spec_.s, spec_.heads}}};
+  }
+
+  [[nodiscard]] PlanView plan_view() const {
+    return {.shape = shape_,
+            .work_items = {work_items_.data(), DType::kI32, {shape_.max_items, 4}},
+            .worker_offsets = {worker_offsets_.data(), DType::kI32, {shape_.num_workers + 1}},
+            .split_offsets = {split_offsets_.data(), DType::kI32, {batch_ + 1}}};
+  }
+
+  [[nodiscard]] DecodeParams decode_params() const {
+    const QuantizeQParams quantized = quantize_params();
+    const bool fp8 = spec_.format == CacheFormat::kFp8;
+    return {.q_latent = fp8 ? ConstTensorView(quantized.q_latent_out) : quantized.q_latent,
+            .q_rope = fp8 ? ConstTensorView(quantized.q_rope_out) : quantized.q_rope,
+            .q_scale = fp8 ? ConstTensorView(quantized.q_scale_out) : ConstTensorView(),
+            .cache = cache_,
+            .block_table = {block_table_.data(), DType::kI32, {batch_, max_pages_}},
+            .seq_lens = seq_lens_view(),
+            .softmax_scale = softmax_scale_,
+            .causal = spec_.causal,
+            .plan = plan_view(),
+            .out = {out_.data(), out_type_, {batch_, spec_.s, spec_.heads, kLatentDim}},
+            .lse = {lse_.data(), DType::kF32, {batch_, spec_.s, spec_.heads}},
+            .workspace = {workspace_.data(),
+                          DType::kU8,
+                          {decode_workspace_bytes(*backend_, shape_, spec_.s, spec_.heads)}}};
+  }
+
+ private:
+  [[nodiscard]] std::int64_t rows(std::int64_t width) const {
+    return static_cast<std::int64_t>(num_rows_) * width;
+  }
+  [[nodiscard]] ConstTensorView seq_lens_view() const { return {seq_lens_.data(), DType::kI32, {batch_}}; }
+
+  void append_all(const Problem& problem) {
+    for (std::size_t b = 0; b < problem.kv.size(); ++b) {
+      const std::int64_t seq_len = spec_.seq_lens[b];
+      if (seq_len == 0) continue;
+      std::vector<std::int32_t> slots;
+      slots.reserve(static_cast<std::size_t>(seq_len));
+      for (int t = 0; t < seq_len; ++t) {
+        slots.push_back(problem.block_table[b * problem.max_pages + t / kPageTokens] * kPageTokens +
+                        t % kPageTokens);
+      }
+      const OnDevice<Bf16> kv(*backend_, problem.kv[b]);
+      const OnDevice<std::int32_t> slot_mapping(*backend_, slots);
+      append_kv(*backend_,
+                {.kv = {kv.data(), DType::kBF16, {seq_len, kTokenDim}},
+                 .slot_mapping = {slot_mapping.data(), DType::kI32, {seq_len}},
+                 .scale_rule = spec_.rule,
+                 .cache = cache_},
+                {});
+      backend_->synchronize({});
+    }
+  }
+
+  Backend* backend_;
+  AttentionCase spec_;
+  float softmax_scale_;
+  std::int64_t batch_;
+  std::int64_t max_pages_;
+  std::size_t num_rows_;
+  PlanShape shape_;
+  DType out_type_;
+  OnDevice<std::uint8_t> pool_;
+  CacheView cache_;
+  OnDevice<Bf16> q_latent_;
+  OnDevice<Bf16> q_rope_;
+  OnDevice<E4m3> q_latent8_;
+  OnDevice<Bf16> q_rope_scaled_;
+  OnDevice<float> q_scale_;
+  OnDevice<std::int32_t> seq_lens_;
+  OnDevice<std::int32_t> block_table_;
+  OnDevice<std::int32_t> work_items_;
+  OnDevice<std::int32_t> worker_offsets_;
+  OnDevice<std::int32_t> split_offsets_;
+  OnDevice<std::uint8_t> workspace_;
+  OnDevice<std::uint8_t> out_;
+  OnDevice<float> lse_;
+};
 
 /// append_kv, quantize_q, plan and decode, as an engine would call them.
-inline Solution solve(Backend& backend, const Problem& problem) {
-  const AttentionCase& spec = problem.spec;
-  const auto batch = static_cast<std::int64_t>(spec.seq_lens.size());
-  const std::int64_t s = spec.s;
-  const std::int64_t heads = spec.heads;
-  const auto rows = static_cast<std::size_t>(batch * s * heads);
-  const bool fp8 = spec.format == CacheFormat::kFp8;
-
-  const OnDevice<std::uint8_t> pool(backend, poisoned_pool(problem));
-  const CacheView cache = make_cache_view(spec.format, pool.data(), problem.num_pages);
-  append_all(backend, problem, cache);
-
-  const OnDevice<Bf16> q_latent(backend, problem.q_latent);
-  const OnDevice<Bf16> q_rope(backend, problem.q_rope);
-  const OnDevice<E4m3> q_latent8(backend, std::vector<E4m3>(rows * kLatentDim, E4m3{0x7f}));
-  const OnDevice<Bf16> q_rope_scaled(backend, std::vector<Bf16>(rows * kRopeDim, Bf16{0x7fff}));
-  const OnDevice<float> q_scale(backend, std::vector<float>(rows, NAN));
-  if (fp8) {
-    quantize_q(backend,
-               {.q_latent = ConstTensorView(q_latent.data(), DType::kBF16, {batch, s, heads, kLatentDim}),
-                .q_rope = ConstTensorView(q_rope.data(), DType::kBF16, {batch, s, heads, kRopeDim}),
-                .scale_rule = spec.rule,
-                .q_latent_out = TensorView(q_latent8.data(), DType::kE4M3, {batch, s, heads, kLatentDim}),
-                .q_rope_out = TensorView(q_rope_scaled.data(), DType::kBF16, {batch, s, heads, kRopeDim}),
-                .q_scale_out = TensorView(q_scale.data(), DType::kF32, {batch, s, heads})},
-               {});
-  }
-
-  const int longest = std::max(1, *std::max_element(spec.seq_lens.begin(), spec.seq_lens.end()));
-  const PlanShape shape = make_plan_shape(backend, {.batch = static_cast<int>(batch),
-                                                    .max_seq_len = longest,
-                                                    .num_workers = spec.num_workers,
-                                                    .fixed_split_tokens = spec.fixed_split_tokens});
-  const auto poison = [](std::int64_t count) {
-    return std::vector<std::int32_t>(static_cast<std::size_t>(count), -1);
-  };
-  const OnDevice<std::int32_t> seq_lens(
-      backend, std::vector<std::int32_t>(spec.seq_lens.begin(), spec.seq_lens.end()));
-  const OnDevice<std::int32_t> block_table(backend, problem.block_table);
-  const OnDevice<std::int32_t> work_items(backend, poison(std::int64_t{4} * shape.max_items));
-  const OnDevice<std::int32_t> worker_offsets(backend, poison(shape.num_workers + 1));
-  const OnDevice<std::int32_t> split_offsets(backend, poison(batch + 1));
-  const PlanView plan_view{
-      .shape = shape,
-      .work_items = TensorView(work_items.data(), DType::kI32, {shape.max_items, 4}),
-      .worker_offsets = TensorView(worker_offsets.data(), DType::kI32, {shape.num_workers + 1}),
-      .split_offsets = TensorView(split_offsets.data(), DType::kI32, {batch + 1})};
-  plan(backend, {.seq_lens = ConstTensorView(seq_lens.data(), DType::kI32, {batch}), .plan = plan_view}, {});
-
-  const std::int64_t workspace_bytes = decode_workspace_bytes(backend, shape, spec.s, spec.heads);
-  const OnDevice<std::uint8_t> workspace(
-      backend, std::vector<std::uint8_t>(static_cast<std::size_t>(workspace_bytes), 0xff));
-  const OnDevice<float> out(backend, std::vector<float>(rows * kLatentDim, NAN));
-  const OnDevice<float> lse(backend, std::vector<float>(rows, NAN));
-  decode(
-      backend,
-      {.q_latent = fp8 ? ConstTensorView(q_latent8.data(), DType::kE4M3, {batch, s, heads, kLatentDim})
-                       : ConstTensorView(q_latent.data(), DType::kBF16, {batch, s, heads, kLatentDim}),
-       .q_rope = ConstTensorView(fp8 ? q_rope_scaled.data() : q_rope.data(), DType::kBF16,
-                                 {batch, s, heads, kRopeDim}),
-       .q_scale = fp8 ? ConstTensorView(q_scale.data(), DType::kF32, {batch, s, heads}) : ConstTensorView(),
-       .cache = cache,
-       .block_table = ConstTensorView(block_table.data(), DType::kI32, {batch, problem.max_pages}),
-       .seq_lens = ConstTensorView(seq_lens.data(), DType::kI32, {batch}),
-       .softmax_scale = problem.softmax_scale,
-       .causal = spec.causal,
-       .plan = plan_view,
-       .out = TensorView(out.data(), DType::kF32, {batch, s, heads, kLatentDim}),
-       .lse = TensorView(lse.data(), DType::kF32, {batch, s, heads}),
-       .workspace = TensorView(workspace.data(), DType::kU8, {workspace_bytes})},
-      {});
+inline Solution solve(Backend& backend, const Problem& problem, DType out_type = DType::kF32) {
+  Decoder decoder(backend, problem, out_type);
+  decoder.enqueue({});
   backend.synchronize({});
-  return {.out = out.host(), .lse = lse.host()};
+  return decoder.solution();
 }
 
 /// One row of softmax attention in fp64.
 struct FormulaRow {
   std::vector<double> out;  ///< [512]; zero where the row sees nothing
   double lse = -std::numeric_limits<double>::infinity();
-  double out_error = 0;  ///< expected Euclidean norm of the error that the formats cause in out
-  double lse_error = 0;  ///< standard deviation of the error in lse
-  double lse_bias = 0;   ///< its mean
+  double out_error = 0;     ///< expected Euclidean norm of the error that the formats cause in out
+  double lse_error = 0;     ///< standard deviation of the error in lse
+  double lse_bias = 0;      ///< its mean
+  double weight_error = 0;  ///< the part of out_error that comes from rounding P
+  // What arithmetic of limited width errs by is relative to these:
+  double magnitude = 0;  ///< of the largest logit before cancellation: softmax_scale max_t sum_d |q_d k_td|
+  double spread = 0;     ///< sum_t p_t |v_t - out|: how far out moves a unit of error in the logits
+  double weight = 0;     ///< sum_t p_t |v_t|
 };
 
 /// Errors of the formats, as standard deviations, each element's error taken as independent and uniform
@@ -314,17 +373,20 @@ inline FormulaRow formula_row(const Problem& problem, std::size_t b, int i, int 
       if (d < kLatentDim) amax = std::max(amax, std::abs(k[d]));
     }
     double dot = 0;
+    double magnitude = 0;
     double variance = 0;
     for (int d = 0; d < kTokenDim; ++d) {
       const bool latent = d < kLatentDim;
       const double q_error = error_of(q[d], q_amax, latent);
       const double k_error = error_of(k[d], amax, latent);
       dot += q[d] * k[d];
+      magnitude += std::abs(q[d] * k[d]);
       variance += q_error * q_error * (k[d] * k[d] + k_error * k_error) + q[d] * q[d] * k_error * k_error;
       key_variance[t] += q[d] * q[d] * k_error * k_error;
       if (latent) value_variance[t] += k_error * k_error;
     }
     logit[t] = problem.softmax_scale * dot;
+    row.magnitude = std::max(row.magnitude, problem.softmax_scale * magnitude);
     logit_variance[t] = static_cast<double>(problem.softmax_scale) * problem.softmax_scale * variance;
   }
   const double max = *std::max_element(logit.begin(), logit.end());
@@ -361,10 +423,14 @@ inline FormulaRow formula_row(const Problem& problem, std::size_t b, int i, int 
         centered += (v - row.out[d]) * (v - row.out[d]);
         norm += v * v;
       }
-      row.out_error += p * p * (logit_variance[t] * centered + value_variance[t]) + p_error * p_error * norm;
+      row.out_error += p * p * (logit_variance[t] * centered + value_variance[t]);
+      row.weight_error += p_error * p_error * norm;
+      row.spread += p * std::sqrt(centered);
+      row.weight += p * std::sqrt(norm);
     }
   }
-  row.out_error = std::sqrt(row.out_error);
+  row.out_error = std::sqrt(row.out_error + row.weight_error);
+  row.weight_error = std::sqrt(row.weight_error);
   row.lse_error = std::sqrt(row.lse_error);
   return row;
 }
