@@ -1,0 +1,112 @@
+// The FP8 decode kernel as numbers: tile shapes, the shared-memory plan, the barriers. docs/decode-kernel.md
+// has the sums behind them.
+//
+// A CTA serves 64 query rows of a request and walks its tokens in pairs of pages, 128 tokens a step. One
+// accumulator chain of the tensor core then runs over 128 tokens at most, and a weight of P shares its range
+// with 127 others.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "snapmla/format.h"
+
+namespace snapmla::cuda_ops::fp8 {
+
+inline constexpr int kTileRows = 64;                 ///< query rows a CTA: the M of a warpgroup product
+inline constexpr int kPairTokens = 2 * kPageTokens;  ///< tokens a step
+inline constexpr int kNumSlots = 2;                  ///< pairs in shared memory
+inline constexpr int kThreads = 512;                 ///< four warpgroups
+inline constexpr int kScoreWarps = 4;                ///< warpgroup 0: QK and softmax
+inline constexpr int kValueWarps = 8;                ///< warpgroups 1 and 2: PV, 256 dims each
+inline constexpr int kCleanerWarps = 3;              ///< warpgroup 3 but for the loading warp
+inline constexpr int kValueDims = kLatentDim / 2;    ///< dims a PV warpgroup owns
+inline constexpr int kNumMTiles = kValueDims / 64;   ///< of 64 dims each
+inline constexpr int kScoreRegisters = 120;          ///< 120 + 2 * 184 + 24 = 512 = 65,536 / 128
+inline constexpr int kValueRegisters = 184;
+inline constexpr int kLoadRegisters = 24;
+
+// A tile row is 128 bytes (128 e4m3 or 64 bf16), 128B-swizzled. A latent row is four such chunks, a RoPE row
+// one. The two pages of a slot lie chunk by chunk beside each other, so that one descriptor spans the pair.
+inline constexpr int kLatentChunks = 4;
+inline constexpr int kChunks = kLatentChunks + 1;
+inline constexpr int kRopeChunk = 4;
+inline constexpr std::uint32_t kPageChunkBytes = kPageTokens * 128;
+inline constexpr std::uint32_t kPairChunkBytes = kPairTokens * 128;
+inline constexpr std::uint32_t kQueryChunkBytes = kTileRows * 128;
+inline constexpr std::uint32_t kSlotBytes = kChunks * kPairChunkBytes;
+inline constexpr std::uint32_t kWeightBytes = kTileRows * kPairTokens;  ///< P of a pair, e4m3
+inline constexpr std::uint32_t kScalesBytes = kPairTokens * 4;
+inline constexpr std::uint32_t kRowFloatsBytes = kTileRows * 4;
+inline constexpr std::uint32_t kFactorsBytes = kPairTokens * 8;   ///< scale and log2 of it, a token
+inline constexpr std::uint32_t kInversesBytes = kPairTokens * 4;  ///< 1 / scale, a token
+
+enum Barrier : std::uint32_t {
+  kQueryFull,                          ///< Q tile loaded
+  kQueryEmpty,                         ///< last QK of an item done
+  kEvenFull,                           ///< latent chunks 0 and 2 of a slot loaded
+  kEvenEmpty = kEvenFull + kNumSlots,  ///< PV holds them in registers
+  kOddFull = kEvenEmpty + kNumSlots,   ///< latent chunks 1 and 3
+  kOddEmpty = kOddFull + kNumSlots,
+  kRopeFull = kOddEmpty + kNumSlots,  ///< RoPE and scales
+  kRopeEmpty = kRopeFull + kNumSlots,
+  kWeightsFull = kRopeEmpty + kNumSlots,  ///< P and the factors of its rows published
+  kWeightsEmpty = kWeightsFull + kNumSlots,
+  kTailIssued = kWeightsEmpty + kNumSlots,  ///< an item's last, partly filled pair is on its way
+  kTailClean = kTailIssued + kNumSlots,     ///< its unused tokens are zero
+  kSumsFull = kTailClean + kNumSlots,       ///< 1 / row sums of an item published
+  kSumsEmpty,
+  kNumBarriers
+};
+
+/// Byte offsets in shared memory; swizzled tiles first, on 1,024-byte borders.
+struct Shared {
+  static constexpr std::uint32_t kQuery = 0;
+  static constexpr std::uint32_t kSlots = kQuery + kChunks * kQueryChunkBytes;
+  static constexpr std::uint32_t kWeights = kSlots + kNumSlots * kSlotBytes;
+  static constexpr std::uint32_t kScales = kWeights + kNumSlots * kWeightBytes;  ///< [slot][128]
+  static constexpr std::uint32_t kFactors = kScales + kNumSlots * kScalesBytes;  ///< [score warp][64] x 4
+  static constexpr std::uint32_t kInverses = kFactors + kScoreWarps * kFactorsBytes;  ///< [score warp][128]
+  static constexpr std::uint32_t kGains = kInverses + kScoreWarps * kInversesBytes;   ///< [slot][64 rows]
+  static constexpr std::uint32_t kKeeps = kGains + kNumSlots * kRowFloatsBytes;       ///< [slot][64 rows]
+  static constexpr std::uint32_t kMoved = kKeeps + kNumSlots * kRowFloatsBytes;       ///< [slot][4 warps] int
+  static constexpr std::uint32_t kSums = kMoved + kNumSlots * 16;                     ///< [64 rows]
+  static constexpr std::uint32_t kBarriers = kSums + kRowFloatsBytes;
+  static constexpr std::uint32_t kBytes = kBarriers + kNumBarriers * 8;
+};
+static_assert(Shared::kSlots % 1024 == 0 && Shared::kWeights % 1024 == 0 && kSlotBytes % 1024 == 0);
+static_assert(Shared::kFactors % 16 == 0 && Shared::kMoved % 16 == 0 && Shared::kBarriers % 8 == 0);
+static_assert(Shared::kBytes <= 232448, "227 KB of shared memory a CTA on Hopper");
+static_assert(kScoreRegisters + 2 * kValueRegisters + kLoadRegisters <= 65536 / 128);
+
+/// Where a row's factor lies in a table of 64: the four rows that one PV lane needs for two 8-row tiles
+/// (8j + 2c + {0, 1} for j = 2i, 2i + 1) beside each other, for 16-byte loads.
+SNAPMLA_HOST_DEVICE constexpr int row_place(int row) {
+  return (row & ~15) + ((row & 7) >> 1) * 4 + ((row >> 3) & 1) * 2 + (row & 1);
+}
+
+/// What the kernel is told, beside the tensor maps.
+struct Args {
+  const std::int32_t* work_items;
+  const std::int32_t* worker_offsets;
+  const std::int32_t* split_offsets;
+  const std::int32_t* seq_lens;
+  const std::int32_t* block_table;
+  std::int64_t block_table_stride;  ///< elements a request
+  const float* q_scale;             ///< [batch, rows]
+  const std::uint8_t* scale;        ///< the cache's scale plane
+  std::int64_t scale_page_stride;   ///< bytes
+  void* out;                        ///< [batch, rows, 512]
+  float* lse;                       ///< [batch, rows]
+  float* partial_out;               ///< [max_items, rows, 512]
+  float* partial_lse;               ///< [max_items, rows]
+  float logit_factor;               ///< softmax_scale * log2(e)
+  int s;
+  int heads;
+  int rows;   ///< s * heads
+  int tiles;  ///< ceil(rows / 64): CTAs a worker
+  bool causal;
+  bool out_f32;
+};
+
+}  // namespace snapmla::cuda_ops::fp8

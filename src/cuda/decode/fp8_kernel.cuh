@@ -1,0 +1,289 @@
+// FP8 decode, the outline. Grid: workers x tiles of 64 query rows (the CTAs of a worker lie side by side and
+// share its pages through L2), 512 threads, one CTA an SM, Shared::kBytes of shared memory:
+//
+//     warpgroup 0      scores    QK of a pair (m64n128), softmax, P        120 registers
+//     warpgroups 1, 2  values    PV: 256 dims each, promoted a pair        184
+//     warpgroup 3      loads     one thread copies pages and queries;       24
+//                                three warps zero the tails of requests
+//
+//     pair     n                    n + 1                    n + 2
+//     loads    n + 2 as parts of slot n % 2 come free
+//     scores   QK | softmax -> P    QK | softmax -> P
+//     values            ...  V^T of n to registers | PV of n behind QK of n + 1
+//
+// PV computes O^T = V^T P^T: FP8 products want both operands K-major, and V's K, the tokens, runs across its
+// rows; ldmatrix.trans turns it on the way to registers, P is K-major by nature (docs/decode-kernel.md).
+#pragma once
+
+#include "cuda/decode/fp8_stages.cuh"
+
+namespace snapmla::cuda_ops::fp8 {
+
+struct Maps {
+  CUtensorMap q_latent;
+  CUtensorMap q_rope;
+  CUtensorMap latent;
+  CUtensorMap rope;
+};
+
+__device__ __forceinline__ void init_barriers(std::uint32_t s_base) {
+  const auto init = [&](std::uint32_t which, int slots, int arrivals) {
+    for (int i = 0; i < slots; ++i) barrier_init(barrier(s_base, which + i), arrivals);
+  };
+  init(kQueryFull, 1, 1);
+  init(kQueryEmpty, 1, kScoreWarps);
+  init(kEvenFull, kNumSlots, 1);
+  init(kEvenEmpty, kNumSlots, kValueWarps);
+  init(kOddFull, kNumSlots, 1);
+  init(kOddEmpty, kNumSlots, kValueWarps);
+  init(kRopeFull, kNumSlots, 1);
+  init(kRopeEmpty, kNumSlots, kScoreWarps);
+  init(kWeightsFull, kNumSlots, kScoreWarps);
+  init(kWeightsEmpty, kNumSlots, kValueWarps);
+  init(kTailIssued, kNumSlots, 1);
+  init(kTailClean, kNumSlots, kCleanerWarps);
+  init(kSumsFull, 1, kScoreWarps);
+  init(kSumsEmpty, 1, kValueWarps);
+  fence_barrier_init();
+}
+
+/// One thread: every pair of every item, then the item's queries behind its first pair.
+__device__ __forceinline__ void run_loads(const Args& args, const Maps& maps, std::uint32_t s_base, int begin,
+                                          int end, int first_row) {
+  int n = 0;
+  int queries = 0;
+  for (int index = begin; index < end; ++index) {
+    const Item item = load_item(args, index);
+    const std::int32_t* table =
+        args.block_table + item.request * args.block_table_stride + item.first / kPageTokens;
+    const int pages = item.pages();
+    for (int page = 0; page < pages; page += 2, ++n) {
+      if (page + 2 < pages) prefetch_page(maps.latent, maps.rope, table[page + 2]);
+      if (page + 3 < pages) prefetch_page(maps.latent, maps.rope, table[page + 3]);
+      load_pair(args, maps.latent, maps.rope, s_base, n, table[page],
+                page + 1 < pages ? table[page + 1] : -1);
+      if (page == 0) load_query(maps.q_latent, maps.q_rope, s_base, item.request, first_row, queries++);
+    }
+    if (item.has_tail()) arrive(barrier(s_base, kTailIssued + (n - 1) % kNumSlots));
+  }
+}
+
+__device__ __forceinline__ void run_cleaning(const Args& args, std::uint32_t s_base, int begin, int end,
+                                             int thread) {
+  std::uint32_t tails = 0;  // bit slot: parity of the tails this slot has had
+  int n = 0;
+  for (int index = begin; index < end; ++index) {
+    const Item item = load_item(args, index);
+    n += item.pairs();
+    if (!item.has_tail()) continue;
+    const int slot = (n - 1) % kNumSlots;
+    clean_tail(s_base, n - 1, item.last_tokens(), (tails >> slot) & 1, thread);
+    tails ^= 1U << slot;
+  }
+}
+
+/// QK and softmax of one pair; P and its factors published.
+__device__ __forceinline__ void score_pair(RowPair& row, std::uint32_t s_base, int n, int tokens,
+                                           const int (&visible)[2], bool masked, bool first, bool last,
+                                           int warp, int lane) {
+  const std::uint32_t slot = n % kNumSlots;
+  const std::uint32_t s_factors = s_base + Shared::kFactors + warp * kFactorsBytes + 16 * (lane % 4);
+  float x[64];
+  issue_scores(x, s_base, n);
+  prepare_scales(s_base, n, tokens, warp, lane);
+  wait(barrier(s_base, kWeightsEmpty + slot), ((n / kNumSlots) & 1) ^ 1);
+  mma_wait<0>();
+  pin(x);
+  if (lane == 0) {
+    arrive(barrier(s_base, kRopeEmpty + slot));
+    if (last) arrive(barrier(s_base, kQueryEmpty));
+  }
+  float m[2] = {-INFINITY, -INFINITY};
+  if (masked) {
+    scale_scores<true>(x, row, visible, s_factors, lane % 4, m);
+  } else {
+    scale_scores<false>(x, row, visible, s_factors, lane % 4, m);
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    m[r] = fmaxf(m[r], __shfl_xor_sync(~0U, m[r], 1));
+    m[r] = fmaxf(m[r], __shfl_xor_sync(~0U, m[r], 2));
+    m[r] = fmaxf(m[r], kMinusLarge) - kLog2E4m3Max;
+  }
+  float sum[2] = {0, 0};
+  store_weights(x, m, s_base + Shared::kInverses + warp * kInversesBytes,
+                s_base + Shared::kWeights + slot * kWeightBytes, warp, lane, sum);
+  publish_gains(row, m, sum, first, s_base, slot, warp, lane);
+  fence_async_shared();
+  __syncwarp();
+  if (lane == 0) arrive(barrier(s_base, kWeightsFull + slot));
+}
+
+/// The item's lse to memory and 1 / sum to the PV warpgroups. A row that saw nothing has sum 0: out 0, lse -inf.
+__device__ __forceinline__ void finish_rows(const RowPair& row, const Args& args, const Item& item,
+                                            std::uint32_t s_base, int items_done, int first_row, int warp,
+                                            int lane) {
+  wait(barrier(s_base, kSumsEmpty), (items_done & 1) ^ 1);
+  float* g_lse = item.alone ? args.lse : args.partial_lse;
+  const std::int64_t block = item.alone ? item.request : item.partial;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float sum = row.sum[r];
+    sum += __shfl_xor_sync(~0U, sum, 1);
+    sum += __shfl_xor_sync(~0U, sum, 2);
+    const int in_tile = warp * 16 + lane / 4 + 8 * r;
+    if (lane % 4 != 0) continue;
+    store_shared(s_base + Shared::kSums + 4 * row_place(in_tile), sum == 0 ? 0.0F : 1.0F / sum);
+    if (first_row + in_tile < args.rows) {
+      constexpr float kLn2 = 0.693147181F;
+      g_lse[block * args.rows + first_row + in_tile] =
+          sum == 0 ? -INFINITY : kLn2 * (row.reference[r] + log2f(sum));
+    }
+  }
+  __syncwarp();
+  if (lane == 0) arrive(barrier(s_base, kSumsFull));
+}
+
+__device__ __forceinline__ void run_scores(const Args& args, std::uint32_t s_base, int begin, int end,
+                                           int first_row, int warp, int lane) {
+  const int row_in_request = first_row + warp * 16 + lane / 4;
+  int n = 0;
+  int queries = 0;
+  for (int index = begin; index < end; ++index) {
+    const Item item = load_item(args, index);
+    const int pairs = item.pairs();
+    RowPair row{};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int in_request = row_in_request + 8 * r;
+      const bool real = in_request < args.rows;
+      row.factor[r] = real
+                          ? args.logit_factor *
+                                args.q_scale[static_cast<std::int64_t>(item.request) * args.rows + in_request]
+                          : 0;
+      row.sees[r] =
+          min(item.end, args.causal ? item.seq_len - args.s + in_request / args.heads + 1 : item.seq_len);
+    }
+    const int all_see = args.causal ? item.seq_len - args.s + first_row / args.heads + 1 : item.seq_len;
+    const int unmasked_end = min(item.end, all_see);
+    if (pairs > 0) wait(barrier(s_base, kQueryFull), queries++ & 1);
+    for (int pair = 0; pair < pairs; ++pair, ++n) {
+      const int pair_first = item.first + pair * kPairTokens;
+      const int visible[2] = {row.sees[0] - pair_first, row.sees[1] - pair_first};
+      score_pair(row, s_base, n, item.end - pair_first, visible, pair_first + kPairTokens > unmasked_end,
+                 pair == 0, pair + 1 == pairs, warp, lane);
+    }
+    finish_rows(row, args, item, s_base, index - begin, first_row, warp, lane);
+  }
+}
+
+/// PV of one pair over all m-tiles; ends with the first fragments of pair n + 1 loaded if `more`.
+__device__ __forceinline__ void add_values(float (&out)[kNumMTiles][32], std::uint32_t (&fragment)[4][4],
+                                           const ValueLane& values, std::uint32_t s_base, int n, bool more,
+                                           bool next_tail, std::uint32_t next_tail_parity, int lane) {
+  const std::uint32_t slot = n % kNumSlots;
+  const std::uint32_t next = slot ^ 1;
+  const int c = lane % 4;
+  const std::uint32_t s_gains = s_base + Shared::kGains + slot * kRowFloatsBytes;
+  const Descriptor weights = k_major(s_base + Shared::kWeights + slot * kWeightBytes, 1024, Swizzle::k128B);
+  wait(barrier(s_base, kWeightsFull + slot), (n / kNumSlots) & 1);
+#pragma unroll
+  for (int mt = 0; mt < kNumMTiles; ++mt) {
+    float sum[32];
+    pin(sum);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) part_dims(fragment[k]);
+    mma_fence();
+#pragma unroll
+    for (int k = 0; k < 2; ++k) mma_e4m3(sum, fragment[k], weights.advance(32 * k), k != 0);
+    mma_commit();
+#pragma unroll
+    for (int k = 2; k < 4; ++k) mma_e4m3(sum, fragment[k], weights.advance(32 * k), true);
+    mma_commit();
+    if (mt % 2 == 1) {  // the chunk is in registers: products that use the last of it have been issued
+      __syncwarp();
+      if (lane == 0) arrive(barrier(s_base, (mt == 1 ? kEvenEmpty : kOddEmpty) + slot));
+    }
+    if (mt == 0) rescale(out, s_base, slot, c);
+    mma_wait<1>();
+    const bool last = mt + 1 == kNumMTiles;
+    if (last && more) {
+      wait(barrier(s_base, kEvenFull + next), ((n + 1) / kNumSlots) & 1);
+      if (next_tail) wait(barrier(s_base, kTailClean + next), next_tail_parity);
+    }
+    const std::uint32_t from = last ? next : slot;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) load_values(fragment[k], values, from, (mt + 1) % kNumMTiles, k);
+    mma_wait<0>();
+    pin(sum);
+#pragma unroll
+    for (int k = 2; k < 4; ++k) load_values(fragment[k], values, from, (mt + 1) % kNumMTiles, k);
+    promote(out[mt], sum, s_gains, c);
+  }
+  __syncwarp();
+  if (lane == 0) arrive(barrier(s_base, kWeightsEmpty + slot));
+}
+
+__device__ __forceinline__ void run_values(const Args& args, std::uint32_t s_base, int begin, int end,
+                                           int first_row, int half, int warp, int lane) {
+  ValueLane values{};
+  values.s_row = s_base + Shared::kSlots + 2 * half * kPairChunkBytes + lane * 128;
+  values.unit[0] = (static_cast<std::uint32_t>(warp) ^ (lane & 7U)) * 16;
+  values.unit[1] = values.unit[0] ^ 64U;
+  std::uint32_t tails = 0;  // bit slot: parity of the tails this slot has had
+  int n = 0;
+  for (int index = begin; index < end; ++index) {
+    const Item ahead = load_item(args, index);
+    const int pairs = ahead.pairs();
+    const bool tail = ahead.has_tail();
+    float out[kNumMTiles][32] = {};
+    std::uint32_t fragment[4][4];
+    for (int pair = 0; pair < pairs; ++pair, ++n) {
+      if (pair == 0) {
+        wait(barrier(s_base, kEvenFull + n % kNumSlots), (n / kNumSlots) & 1);
+        if (tail && pairs == 1)
+          wait(barrier(s_base, kTailClean + n % kNumSlots), (tails >> (n % kNumSlots)) & 1);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) load_values(fragment[k], values, n % kNumSlots, 0, k);
+      }
+      add_values(out, fragment, values, s_base, n, pair + 1 < pairs, tail && pair + 2 == pairs,
+                 (tails >> ((n + 1) % kNumSlots)) & 1, lane);
+    }
+    if (tail) tails ^= 1U << ((n - 1) % kNumSlots);
+    wait(barrier(s_base, kSumsFull), (index - begin) & 1);
+    const Item item = load_item(args, opaque(index));  // again: it would take registers from the loop
+    store_out(out, args, item, s_base, first_row, half * kValueDims + warp * 16 + 2 * (lane / 4), lane % 4);
+    __syncwarp();
+    if (lane == 0) arrive(barrier(s_base, kSumsEmpty));
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    decode_kernel(const __grid_constant__ Args args, const __grid_constant__ Maps maps) {
+  extern __shared__ __align__(1024) std::uint8_t s_memory[];
+  const std::uint32_t s_base = shared_address(s_memory);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int group = __shfl_sync(~0U, warp / 4, 0);
+  if (threadIdx.x == 0) init_barriers(s_base);
+  __syncthreads();
+  wait_for_previous_grid();
+  launch_next_grid();
+  const int worker = static_cast<int>(blockIdx.x) / args.tiles;
+  const int first_row = static_cast<int>(blockIdx.x) % args.tiles * kTileRows;
+  const int begin = args.worker_offsets[worker];
+  const int end = args.worker_offsets[worker + 1];
+  if (group == 0) {
+    lower_registers<kScoreRegisters>();
+    run_scores(args, s_base, begin, end, first_row, warp, lane);
+  } else if (group == 3) {
+    lower_registers<kLoadRegisters>();
+    if (threadIdx.x == 384) run_loads(args, maps, s_base, begin, end, first_row);
+    if (warp > 12) run_cleaning(args, s_base, begin, end, static_cast<int>(threadIdx.x) - 13 * 32);
+  } else {
+    raise_registers<kValueRegisters>();
+    run_values(args, s_base, begin, end, first_row, group - 1, warp % 4, lane);
+  }
+}
+
+}  // namespace snapmla::cuda_ops::fp8

@@ -1,0 +1,376 @@
+// The stages of the FP8 decode kernel, each the work of one role; fp8_kernel.cuh strings them together.
+//
+// A pair of pages, n = 0, 1, 2 ... over all items of the CTA, uses slot n % 2 in phase n / 2. Per query row,
+// in powers of two:
+//
+//     x[t] = logit_factor * q_scale * scale[t] * acc[t] + log2 scale[t]     the fused weight p * scale, as log
+//     m    = max x - log2 448             f[t] = 2^(x[t] - m) <= 448        P[t] = e4m3(f[t])
+//     T    = sum_t P[t] * latent[t]       on the tensor core, 128 tokens
+//     O   += 2^(m - reference) * T        sum += 2^(m - reference) * sum_t f[t] / scale[t]       in fp32
+//
+// The reference of a row only keeps 2^(m - reference) in fp32's range: it moves when m has outgrown it by
+// kMaxGain, which rescales O and costs no precision.
+#pragma once
+
+#include "cuda/decode/fp8_config.h"
+#include "cuda/device/layout.cuh"
+#include "cuda/device/ptx.cuh"
+#include "cuda/device/wgmma.cuh"
+
+namespace snapmla::cuda_ops::fp8 {
+
+inline constexpr float kLog2E4m3Max = 8.80735492F;  ///< log2 448
+inline constexpr float kMinusLarge = -1e37F;        ///< below every logit, and finite: a difference is no NaN
+inline constexpr float kMaxGain = 30.0F;            ///< 2^30 * 448^2 * 2^20 tokens / 2^-40 stays below 2^127
+
+__device__ __forceinline__ std::uint32_t barrier(std::uint32_t s_base, std::uint32_t which) {
+  return s_base + Shared::kBarriers + 8 * which;
+}
+
+/// A work item as every role sees it.
+struct Item {
+  int request;
+  int first;  ///< tokens [first, end)
+  int end;
+  int partial;
+  int seq_len;
+  bool alone;  ///< the only item of its request: its result is final
+
+  __device__ int pairs() const { return (end - first + kPairTokens - 1) / kPairTokens; }
+  __device__ int pages() const { return (end - first + kPageTokens - 1) / kPageTokens; }
+  /// Tokens of the last pair.
+  __device__ int last_tokens() const { return end - first - (pairs() - 1) * kPairTokens; }
+  __device__ bool has_tail() const { return end > first && last_tokens() < kPairTokens; }
+};
+
+__device__ __forceinline__ Item load_item(const Args& args, int index) {
+  const int4 words = reinterpret_cast<const int4*>(args.work_items)[index];
+  Item item{words.x, words.y, words.z, words.w, args.seq_lens[words.x], false};
+  item.alone = args.split_offsets[words.x + 1] - args.split_offsets[words.x] == 1;
+  return item;
+}
+
+// --- Loading ---
+
+/// One pair into its slot, part by part as the parts become free.
+__device__ __forceinline__ void load_pair(const Args& args, const CUtensorMap& latent_map,
+                                          const CUtensorMap& rope_map, std::uint32_t s_base, int n, int page0,
+                                          int page1) {
+  const std::uint32_t slot = n % kNumSlots;
+  const std::uint32_t freed = ((n / kNumSlots) & 1) ^ 1;
+  const std::uint32_t s_slot = s_base + Shared::kSlots + slot * kSlotBytes;
+  const bool two = page1 >= 0;
+  const auto chunk = [&](const CUtensorMap& map, int index, std::uint32_t full) {
+    const int column = index == kRopeChunk ? 0 : index * 128;
+    const std::uint32_t s_chunk = s_slot + index * kPairChunkBytes;
+    copy_tile(s_chunk, &map, column, 0, page0, full);
+    if (two) copy_tile(s_chunk + kPageChunkBytes, &map, column, 0, page1, full);
+  };
+  const std::uint32_t pages = two ? 2 : 1;
+  const auto latent_half = [&](std::uint32_t full_barrier, std::uint32_t empty_barrier, int index) {
+    const std::uint32_t full = barrier(s_base, full_barrier + slot);
+    wait(barrier(s_base, empty_barrier + slot), freed);
+    arrive_expect(full, 2 * pages * kPageChunkBytes);
+    chunk(latent_map, index, full);
+    chunk(latent_map, index + 2, full);
+  };
+  // in the order in which the parts come free
+  const std::uint32_t full = barrier(s_base, kRopeFull + slot);
+  const std::uint32_t s_scales = s_base + Shared::kScales + slot * kScalesBytes;
+  wait(barrier(s_base, kRopeEmpty + slot), freed);
+  arrive_expect(full, pages * (kPageChunkBytes + kPageTokens * 4));
+  chunk(rope_map, kRopeChunk, full);
+  copy_bulk(s_scales, args.scale + page0 * args.scale_page_stride, kPageTokens * 4, full);
+  if (two)
+    copy_bulk(s_scales + kPageTokens * 4, args.scale + page1 * args.scale_page_stride, kPageTokens * 4, full);
+  latent_half(kEvenFull, kEvenEmpty, 0);
+  latent_half(kOddFull, kOddEmpty, 1);
+}
+
+/// Brings a page into L2 ahead of its copy, so that a slot that comes free is filled within L2's latency
+/// instead of DRAM's.
+__device__ __forceinline__ void prefetch_page(const CUtensorMap& latent_map, const CUtensorMap& rope_map,
+                                              int page) {
+  for (int i = 0; i < kLatentChunks; ++i) prefetch_tile(&latent_map, i * 128, 0, page);
+  prefetch_tile(&rope_map, 0, 0, page);
+}
+
+/// The 64 query rows of this CTA; rows past the request's last arrive as zeros.
+__device__ __forceinline__ void load_query(const CUtensorMap& latent_map, const CUtensorMap& rope_map,
+                                           std::uint32_t s_base, int request, int first_row, int items_done) {
+  const std::uint32_t full = barrier(s_base, kQueryFull);
+  wait(barrier(s_base, kQueryEmpty), (items_done & 1) ^ 1);
+  arrive_expect(full, kChunks * kQueryChunkBytes);
+  for (int i = 0; i < kLatentChunks; ++i)
+    copy_tile(s_base + Shared::kQuery + i * kQueryChunkBytes, &latent_map, i * 128, first_row, request, full);
+  copy_tile(s_base + Shared::kQuery + kRopeChunk * kQueryChunkBytes, &rope_map, 0, first_row, request, full);
+}
+
+/// Zeroes the latents past the last token of an item: their weights are 0, but 0 * NaN is not. QK may still
+/// read them: its results for these tokens are masked. Every cleaner warp does a share. `tail_parity`: of the
+/// tails this slot has had before. The copies' phase alone would not do to wait for: cleaners skip pairs, and
+/// the phase before last looks like the one to come.
+__device__ __forceinline__ void clean_tail(std::uint32_t s_base, int n, int tokens, std::uint32_t tail_parity,
+                                           int thread) {
+  const std::uint32_t slot = n % kNumSlots;
+  const std::uint32_t loaded = (n / kNumSlots) & 1;
+  wait(barrier(s_base, kTailIssued + slot), tail_parity);
+  wait(barrier(s_base, kEvenFull + slot), loaded);
+  wait(barrier(s_base, kOddFull + slot), loaded);
+  const std::uint32_t s_slot = s_base + Shared::kSlots + slot * kSlotBytes;
+  for (int i = 0; i < kLatentChunks; ++i) {
+    const std::uint32_t s_end = s_slot + (i + 1) * kPairChunkBytes;
+    std::uint32_t s_row = s_slot + i * kPairChunkBytes + tokens * 128 + thread * 16;
+    for (; s_row < s_end; s_row += kCleanerWarps * 32 * 16) store_shared(s_row, float4{});
+  }
+  fence_async_shared();
+  __syncwarp();
+  if (thread % 32 == 0) arrive(barrier(s_base, kTailClean + slot));
+}
+
+// --- QK and softmax ---
+
+/// acc = Q . K of a pair, 64 rows x 128 tokens. FP8 first: its products truncate what they add to, and RoPE
+/// parts can be large.
+__device__ __forceinline__ void issue_scores(float (&acc)[64], std::uint32_t s_base, int n) {
+  const std::uint32_t slot = n % kNumSlots;
+  const std::uint32_t loaded = (n / kNumSlots) & 1;
+  const Descriptor query = k_major(s_base + Shared::kQuery, 1024, Swizzle::k128B);
+  const Descriptor keys = k_major(s_base + Shared::kSlots + slot * kSlotBytes, 1024, Swizzle::k128B);
+  const auto latent_chunk = [&](int i) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      mma_e4m3(acc, query.advance(i * kQueryChunkBytes + 32 * k), keys.advance(i * kPairChunkBytes + 32 * k),
+               i + k != 0);
+  };
+  wait(barrier(s_base, kEvenFull + slot), loaded);
+  pin(acc);
+  mma_fence();
+  latent_chunk(0);
+  latent_chunk(2);
+  wait(barrier(s_base, kOddFull + slot), loaded);
+  mma_fence();  // after every wait: else ptxas injects one, and says so (C7519)
+  latent_chunk(1);
+  latent_chunk(3);
+  wait(barrier(s_base, kRopeFull + slot), loaded);
+  mma_fence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    mma_bf16(acc, query.advance(kRopeChunk * kQueryChunkBytes + 32 * k),
+             keys.advance(kRopeChunk * kPairChunkBytes + 32 * k), true);
+  mma_commit();
+}
+
+/// What the softmax needs of a token's scale, worked out once a warp while the tensor core is busy: scale and
+/// its log2 for pairs of tokens, and 1 / scale, which is 0 for tokens past the end, whatever lies there.
+__device__ __forceinline__ void prepare_scales(std::uint32_t s_base, int n, int tokens, int warp, int lane) {
+  const float4 scale =
+      load_shared<float4>(s_base + Shared::kScales + (n % kNumSlots) * kScalesBytes + 16 * lane);
+  const auto inverse = [&](int i, float x) { return 4 * lane + i < tokens ? reciprocal_fast(x) : 0.0F; };
+  const std::uint32_t s_factors = s_base + Shared::kFactors + warp * kFactorsBytes + 32 * lane;
+  store_shared(s_factors, make_float4(scale.x, scale.y, log2_fast(scale.x), log2_fast(scale.y)));
+  store_shared(s_factors + 16, make_float4(scale.z, scale.w, log2_fast(scale.z), log2_fast(scale.w)));
+  store_shared(
+      s_base + Shared::kInverses + warp * kInversesBytes + 16 * lane,
+      make_float4(inverse(0, scale.x), inverse(1, scale.y), inverse(2, scale.z), inverse(3, scale.w)));
+  __syncwarp();
+}
+
+/// The two query rows a lane of warpgroup 0 works on, g and g + 8 of its warp's 16.
+struct RowPair {
+  float factor[2];     ///< logit_factor * q_scale
+  int sees[2];         ///< tokens of the request each row sees
+  float reference[2];  ///< of O and sum
+  float sum[2];        ///< this lane's share
+};
+
+/// acc -> x in place, and the largest x of each row. kMasked: tokens from `visible` on count as -inf.
+template <bool kMasked>
+__device__ __forceinline__ void scale_scores(float (&acc)[64], const RowPair& row, const int (&visible)[2],
+                                             std::uint32_t s_factors, int c, float (&largest)[2]) {
+  // Four running maxima a row, and factors loaded two tiles ahead: one warp a scheduler does this alone, so
+  // what it waits for is latency.
+  float partial[2][4];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) partial[i / 4][i % 4] = -INFINITY;
+  float4 ahead[2] = {load_shared<float4>(s_factors), load_shared<float4>(s_factors + 64)};
+#pragma unroll
+  for (int j = 0; j < 16; ++j) {
+    const float4 factors = ahead[j % 2];
+    if (j + 2 < 16) ahead[j % 2] = load_shared<float4>(s_factors + 64 * (j + 2));
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int r = e / 2;
+      float x = fmaf(acc[4 * j + e] * (e % 2 == 0 ? factors.x : factors.y), row.factor[r],
+                     e % 2 == 0 ? factors.z : factors.w);
+      if (kMasked && 8 * j + 2 * c + e % 2 >= visible[r]) x = -INFINITY;
+      acc[4 * j + e] = x;
+      float& most = partial[r][2 * (j % 2) + e % 2];
+      most = fmaxf(most, x);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    largest[r] = fmaxf(fmaxf(partial[r][0], partial[r][1]), fmaxf(partial[r][2], partial[r][3]));
+}
+
+/// P = e4m3(2^(x - m)) into its tile, and the lane's share of the unquantized sums.
+__device__ __forceinline__ void store_weights(const float (&x)[64], const float (&m)[2],
+                                              std::uint32_t s_inverses, std::uint32_t s_weights, int warp,
+                                              int lane, float (&sum)[2]) {
+  lane = opaque(lane);
+  const int c = lane % 4;
+  // stmatrix: lanes 0-7 give the rows g of the first 16 positions, 8-15 of the next 16, 16-31 the rows g + 8
+  const std::uint32_t row = warp * 16 + (lane / 16) * 8 + lane % 8;
+  const std::uint32_t unit = (lane / 8) % 2;
+  float partial[2][2] = {};
+#pragma unroll
+  for (int run = 0; run < 4; ++run) {  // of 32 tokens
+    float2 inverse[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) inverse[i] = load_shared<float2>(s_inverses + 32 * (4 * run + i) + 8 * c);
+    std::uint32_t codes[4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float f[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int tile = 2 * half + i / 4;
+        const int e = i % 4;
+        f[i] = exp2_fast(x[16 * run + 4 * tile + e] - m[e / 2]);
+        float& total = partial[e / 2][e % 2];
+        total = fmaf(f[i], e % 2 == 0 ? inverse[tile].x : inverse[tile].y, total);
+      }
+      codes[half] = pack_e4m3(f[0], f[1], f[4], f[5]);
+      codes[2 + half] = pack_e4m3(f[2], f[3], f[6], f[7]);
+    }
+    store_matrices(s_weights + tile_offset_128b(row, 32 * run + 16 * unit), codes);
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) sum[r] = partial[r][0] + partial[r][1];
+}
+
+/// Moves the rows' references where they must move, and publishes what PV multiplies T and O with.
+__device__ __forceinline__ void publish_gains(RowPair& row, const float (&m)[2], const float (&sum)[2],
+                                              bool first, std::uint32_t s_base, std::uint32_t slot, int warp,
+                                              int lane) {
+  float keep[2];
+  float gain[2];
+  bool moved = false;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const bool moves = first || m[r] - row.reference[r] > kMaxGain;
+    keep[r] = moves ? exp2_fast(row.reference[r] - m[r]) : 1.0F;
+    row.reference[r] = moves ? m[r] : row.reference[r];
+    gain[r] = exp2_fast(m[r] - row.reference[r]);
+    row.sum[r] = fmaf(gain[r], sum[r], first ? 0.0F : keep[r] * row.sum[r]);
+    moved = moved || (moves && !first);
+  }
+  const bool any = __any_sync(~0U, moved);
+  lane = opaque(lane);
+  if (lane % 4 == 0) {
+    const int top = row_place(warp * 16 + lane / 4);
+    const int bottom = row_place(warp * 16 + lane / 4 + 8);
+    const std::uint32_t s_gains = s_base + Shared::kGains + slot * kRowFloatsBytes;
+    const std::uint32_t s_keeps = s_base + Shared::kKeeps + slot * kRowFloatsBytes;
+    store_shared(s_gains + 4 * top, gain[0]);
+    store_shared(s_gains + 4 * bottom, gain[1]);
+    store_shared(s_keeps + 4 * top, keep[0]);
+    store_shared(s_keeps + 4 * bottom, keep[1]);
+  }
+  if (lane == 0) store_shared(s_base + Shared::kMoved + slot * 16 + warp * 4, any ? 1 : 0);
+}
+
+// --- PV ---
+
+/// The ldmatrix side of PV for one lane: where its rows of V lie.
+struct ValueLane {
+  std::uint32_t s_row;    ///< row `lane` of slot 0's first chunk of this warpgroup
+  std::uint32_t unit[2];  ///< swizzled byte offset of the warp's 16 dims, in either half of a chunk
+};
+
+/// Fragments of V^T for m-tile `mt` (64 dims) and 32 tokens, still as two-dim columns.
+__device__ __forceinline__ void load_values(std::uint32_t (&fragment)[4], const ValueLane& lane,
+                                            std::uint32_t slot, int mt, int k) {
+  load_matrices_transposed(fragment, lane.s_row + slot * kSlotBytes + (mt / 2) * kPairChunkBytes +
+                                         k * 32 * 128 + lane.unit[mt % 2]);
+}
+
+/// Even dims to rows g, odd dims to rows g + 8, tokens in the order P has them (layout.cuh).
+__device__ __forceinline__ void part_dims(std::uint32_t (&f)[4]) {
+  const std::uint32_t r[4] = {f[0], f[1], f[2], f[3]};
+  f[0] = pick_bytes<kPickEvenBytes>(r[0], r[1]);
+  f[1] = pick_bytes<kPickOddBytes>(r[0], r[1]);
+  f[2] = pick_bytes<kPickEvenBytes>(r[2], r[3]);
+  f[3] = pick_bytes<kPickOddBytes>(r[2], r[3]);
+  pin(f);
+}
+
+/// O *= keep, for the rows whose reference has moved: rare.
+__device__ __forceinline__ void rescale(float (&out)[kNumMTiles][32], std::uint32_t s_base,
+                                        std::uint32_t slot, int c) {
+  const int4 moved = load_shared<int4>(s_base + Shared::kMoved + slot * 16);
+  if ((moved.x | moved.y | moved.z | moved.w) == 0) return;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float4 keep =
+        load_shared<float4>(s_base + Shared::kKeeps + slot * kRowFloatsBytes + 64 * i + 16 * c);
+#pragma unroll
+    for (int mt = 0; mt < kNumMTiles; ++mt) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        out[mt][8 * i + e] *= e < 4 ? (e % 2 == 0 ? keep.x : keep.y) : (e % 2 == 0 ? keep.z : keep.w);
+    }
+  }
+}
+
+/// O += gain * T for one m-tile: the promotion to fp32.
+__device__ __forceinline__ void promote(float (&out)[32], const float (&sum)[32], std::uint32_t s_gains,
+                                        int c) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float4 gain = load_shared<float4>(s_gains + 64 * i + 16 * c);
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      out[8 * i + e] =
+          fmaf(sum[8 * i + e], e < 4 ? (e % 2 == 0 ? gain.x : gain.y) : (e % 2 == 0 ? gain.z : gain.w),
+               out[8 * i + e]);
+  }
+}
+
+/// O / sum to where the item's result belongs. A lane holds, of rows 8j + 2c and 8j + 2c + 1, dims 2g, 2g + 1.
+__device__ __forceinline__ void store_out(const float (&out)[kNumMTiles][32], const Args& args,
+                                          const Item& item, std::uint32_t s_base, int first_row,
+                                          int first_dim, int c) {
+  c = opaque(c);
+  first_row = opaque(first_row);
+  first_dim = opaque(first_dim);
+  const bool bf16 = item.alone && !args.out_f32;
+  float* g_float = item.alone ? static_cast<float*>(args.out) : args.partial_out;
+  const std::int64_t block = item.alone ? item.request : item.partial;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float4 inverse = load_shared<float4>(s_base + Shared::kSums + 64 * i + 16 * c);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float factor = e == 0 ? inverse.x : e == 1 ? inverse.y : e == 2 ? inverse.z : inverse.w;
+      const int row = first_row + 16 * i + 8 * (e / 2) + 2 * c + e % 2;
+      if (row >= args.rows) continue;
+      const std::int64_t at = (block * args.rows + row) * kLatentDim + first_dim;
+#pragma unroll
+      for (int mt = 0; mt < kNumMTiles; ++mt) {
+        const int d = 8 * i + 4 * (e / 2) + e % 2;
+        const float even = out[mt][d] * factor;
+        const float odd = out[mt][d + 2] * factor;
+        if (bf16) {
+          *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(args.out) + at + 64 * mt) =
+              pack_bf16(even, odd);
+        } else {
+          *reinterpret_cast<float2*>(g_float + at + 64 * mt) = make_float2(even, odd);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace snapmla::cuda_ops::fp8
