@@ -14,15 +14,15 @@
 namespace snapmla::apps {
 namespace {
 
-constexpr int kNumWords = 16;
+constexpr std::size_t kNumWords = 16;
 constexpr int kNumDigits = 5;
-constexpr std::array<std::string_view, kNumWords> kFirstWords{
+constexpr std::array<std::string_view, kNumWords> kAdjectives{
     "red",  "blue",  "green", "white", "black", "gold", "silver", "grey",
     "dark", "light", "hot",   "cold",  "old",   "new",  "long",   "short"};
-constexpr std::array<std::string_view, kNumWords> kSecondWords{
-    "king", "stone", "water", "house", "tree", "river", "field", "city",
-    "fire", "book",  "sword", "horse", "ship", "road",  "door",  "wall"};
-static_assert(kMaxPairs == kNumWords * kNumWords);
+constexpr std::array<std::string_view, kNumWords> kNouns{"king",  "stone", "water", "house", "tree",  "river",
+                                                         "field", "city",  "fire",  "book",  "sword", "horse",
+                                                         "ship",  "road",  "door",  "wall"};
+static_assert(kMaxPairs == kNumWords * kNumWords * kNumWords);
 
 using Tokens = std::vector<std::int32_t>;
 
@@ -40,8 +40,9 @@ std::string random_digits(Random& random) {
 }
 
 std::string key_text(int key) {
-  return fmt::format("{} {}", kFirstWords[static_cast<std::size_t>(key / kNumWords)],
-                     kSecondWords[static_cast<std::size_t>(key % kNumWords)]);
+  const auto at = static_cast<std::size_t>(key);
+  return fmt::format("{} {} {}", kAdjectives[at / kNumWords / kNumWords],
+                     kAdjectives[at / kNumWords % kNumWords], kNouns[at % kNumWords]);
 }
 
 Facts passkey_facts(Random& random) {

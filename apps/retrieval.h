@@ -2,7 +2,7 @@
 // places in natural text, a question at the end, and whether greedy decoding answers it.
 //
 //     passkey   " The passkey is 48213. Remember it."      one fact
-//     pairs N   " The code of red king is 48213."          N look-alike facts, one of them asked for
+//     pairs N   " Remember: cold red king 48213."          N look-alike facts, one of them asked for
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ class Tokenizer;
 
 namespace snapmla::apps {
 
-inline constexpr int kMaxPairs = 256;          ///< distinct keys there are
+inline constexpr int kMaxPairs = 4096;         ///< distinct keys there are
 inline constexpr int kRoomForAnswer = 8;       ///< tokens of a prompt's length kept free
 inline constexpr int kRetrievalMaxTokens = 6;  ///< a space and five digits
 

@@ -47,8 +47,8 @@ def digits(rng: np.random.Generator) -> str:
 
 
 def keys(count: int, rng: np.random.Generator) -> list[str]:
-    """Distinct keys, often from few words so that they resemble each other."""
-    a, b = len(retrieval.FIRST_WORDS), len(retrieval.SECOND_WORDS)
+    """Distinct keys to train on, often from few words so that they resemble each other."""
+    a, b = len(retrieval.ADJECTIVES), len(retrieval.NOUNS)
     if rng.random() < 0.6:
         side = 2
         while side * side < count:
@@ -58,7 +58,7 @@ def keys(count: int, rng: np.random.Generator) -> list[str]:
         side = a
     first, second = rng.permutation(a)[:side], rng.permutation(b)[:side]
     grid = rng.permutation(side * side)[:count]
-    return [f"{retrieval.FIRST_WORDS[first[g // side]]} {retrieval.SECOND_WORDS[second[g % side]]}" for g in grid]
+    return [retrieval.TRAINED_KEYS[b * first[g // side] + second[g % side]] for g in grid]
 
 
 class Pieces:
@@ -189,9 +189,11 @@ def prompt(text: Text, pieces: Pieces, length: int, pairs: int,
 
     `pairs` 0 asks for the passkey, otherwise for one of that many look-alike pairs.
     """
+    if pairs > len(retrieval.TESTED_KEYS):
+        raise ValueError(f"pairs must be at most {len(retrieval.TESTED_KEYS)}; got {pairs}")
     if pairs:
-        grid = rng.permutation(len(retrieval.KEYS))[:pairs]
-        stated = [(retrieval.KEYS[g], digits(rng)) for g in grid]
+        chosen = rng.permutation(len(retrieval.TESTED_KEYS))[:pairs]
+        stated = [(retrieval.TESTED_KEYS[c], digits(rng)) for c in chosen]
         key, answer = stated[int(rng.integers(pairs))]
         facts = [retrieval.pair_fact(*pair) for pair in stated]
         asked = retrieval.pair_question(key)
@@ -201,6 +203,8 @@ def prompt(text: Text, pieces: Pieces, length: int, pairs: int,
     inserted = [pieces.tok.encode(f, add_special_tokens=False).ids for f in facts]
     end = pieces(asked)
     room = length - 8 - 1 - len(end) - sum(map(len, inserted))
+    if room < 0:
+        raise ValueError(f"a prompt with {len(facts)} facts must be at least {length - room} tokens long; got {length}")
     units: list[np.ndarray] = []
     at = int(rng.integers(len(text.cuts) - 1))
     while True:

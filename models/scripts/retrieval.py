@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-FIRST_WORDS = ("red", "blue", "green", "white", "black", "gold", "silver", "grey",
-               "dark", "light", "hot", "cold", "old", "new", "long", "short")
-SECOND_WORDS = ("king", "stone", "water", "house", "tree", "river", "field", "city",
-                "fire", "book", "sword", "horse", "ship", "road", "door", "wall")
-KEYS = tuple(f"{a} {b}" for a in FIRST_WORDS for b in SECOND_WORDS)
+ADJECTIVES = ("red", "blue", "green", "white", "black", "gold", "silver", "grey",
+              "dark", "light", "hot", "cold", "old", "new", "long", "short")
+NOUNS = ("king", "stone", "water", "house", "tree", "river", "field", "city",
+         "fire", "book", "sword", "horse", "ship", "road", "door", "wall")
+TRAINED_KEYS = tuple(f"{a} {n}" for a in ADJECTIVES for n in NOUNS)
+TESTED_KEYS = tuple(f"{a} {key}" for a in ADJECTIVES for key in TRAINED_KEYS)
 
 
 def passkey_fact(digits: str) -> str:

@@ -247,6 +247,7 @@ TEST_F(Program, WrongUsageGivesExitCode2) {
       {{"run", model_, "-p"}, "--prompt"},
       {{"run", model_, "-p", "x", "second"}, "second"},
       {{"eval", model_, "--pairs", "0"}, "--pairs"},
+      {{"eval", model_, "--pairs", "4097"}, "--pairs"},
       {{"eval", model_, "--lengths", "512,none"}, "--lengths"},
       {{"eval", model_, "--samples", "0"}, "--samples"},
       {{"inspect", model_, "--gib", "-1"}, "--gib"},

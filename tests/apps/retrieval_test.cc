@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
+#include <map>
 #include <regex>
 #include <set>
 
@@ -64,10 +66,10 @@ TEST_F(RetrievalPrompts, FillTheLengthButForTheAnswer) {
   }
 }
 
-TEST_F(RetrievalPrompts, PairsHaveDistinctKeysAndAskForOne) {
+TEST_F(RetrievalPrompts, PairsHaveDistinctKeysOfThreeWordsAndAskForOne) {
   Random random(3);
-  const std::regex fact(" Remember: ([a-z]+ [a-z]+) ([0-9]{5})\\.");
-  const std::regex question("\nQuestion: What is ([a-z]+ [a-z]+)\\?\nAnswer: ([a-z]+ [a-z]+)$");
+  const std::regex fact(" Remember: ([a-z]+ [a-z]+ [a-z]+) ([0-9]{5})\\.");
+  const std::regex question("\nQuestion: What is ([a-z]+ [a-z]+ [a-z]+)\\?\nAnswer: ([a-z]+ [a-z]+ [a-z]+)$");
   for (int i = 0; i < 5; ++i) {
     const RetrievalPrompt p = prompt(2048, 64, random);
     const std::string text = tokenizer_.decode(p.tokens);
@@ -80,6 +82,35 @@ TEST_F(RetrievalPrompts, PairsHaveDistinctKeysAndAskForOne) {
     ASSERT_TRUE(std::regex_search(text, asked, question));
     EXPECT_EQ(asked[1], asked[2]);
     EXPECT_EQ(" " + codes.at(asked[1]), p.answer);
+    EXPECT_EQ(tokenizer_.encode(text), p.tokens);
+    EXPECT_GT(static_cast<int>(p.tokens.size()), 2048 - 200) << "at most one long sentence is missing";
+  }
+}
+
+TEST_F(RetrievalPrompts, WordsOfKeysAreDrawnAlikeAtEachPlace) {
+  Random random(7);
+  const std::regex fact(" Remember: ([a-z]+) ([a-z]+) ([a-z]+) [0-9]{5}\\.");
+  const std::string text = tokenizer_.decode(prompt(8192, 512, random).tokens);
+  std::array<std::map<std::string, int>, 3> counts;
+  for (auto it = std::sregex_iterator(text.begin(), text.end(), fact); it != std::sregex_iterator(); ++it) {
+    for (std::size_t place = 0; place < 3; ++place) ++counts.at(place)[(*it)[place + 1]];
+  }
+  for (const auto& words : counts) {
+    EXPECT_EQ(words.size(), 16U);
+    // 512 of 4096 keys: 32 a word on average, standard deviation 5.1.
+    for (const auto& [word, count] : words) EXPECT_NEAR(count, 32, 26) << word;
+  }
+}
+
+TEST_F(RetrievalPrompts, TakeAsManyPairsAsThereAreKeys) {
+  Random random(8);
+  EXPECT_LE(prompt(65536, kMaxPairs, random).tokens.size(), 65536U - kRoomForAnswer);
+  try {
+    prompt(65536, kMaxPairs + 1, random);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("pairs must be at most 4096; got 4097"));
   }
 }
 
