@@ -43,6 +43,7 @@ double memory_gib(const char* what) {
 struct BackendReport {
   std::string name;
   Support support{};
+  Support models{};  ///< whether the engine runs on it
   std::string device{};
   struct Test {
     CacheFormat format = CacheFormat::kFp8;
@@ -56,6 +57,7 @@ struct BackendReport {
 BackendReport examine(Backend& backend) {
   BackendReport report{.name = std::string(backend.name()), .support = backend.supported()};
   if (!report.support.ok) return report;
+  report.models = backend.supports_models();
   report.device = backend.device_name();
   for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
     BackendReport::Test test{.format = format};
@@ -89,6 +91,7 @@ nlohmann::ordered_json to_json(const std::vector<BackendReport>& reports, bool h
     nlohmann::ordered_json backend{{"name", report.name}, {"supported", report.support.ok}};
     backend[report.support.ok ? "device" : "reason"] =
         report.support.ok ? report.device : report.support.reason;
+    if (report.support.ok) backend["models"] = report.models.ok;
     for (const auto& test : report.tests) {
       nlohmann::ordered_json entry{{"cache", to_string(test.format)}, {"ok", test.ok()}};
       if (test.error.empty()) {
@@ -119,6 +122,8 @@ std::string to_text(const std::vector<BackendReport>& reports, const Style& styl
   for (const BackendReport& report : reports) {
     line(report.name, report.support.ok ? style.green("supported") + ": " + report.device
                                         : style.dim("not supported: ") + report.support.reason);
+    if (report.support.ok && !report.models.ok)
+      line("", style.dim("attention ops only; run and eval use the reference backend"));
     for (const auto& test : report.tests) {
       const std::string verdict = test.ok() ? style.green("OK") : style.red("FAILED");
       const std::string detail = test.error.empty()

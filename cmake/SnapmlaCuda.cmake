@@ -11,8 +11,7 @@ endif()
 
 # Gives a library the CUDA backend, or what stands in for it.
 function(snapmla_add_cuda_backend target)
-  set(decode ${PROJECT_SOURCE_DIR}/src/cuda/decode)
-  if(NOT SNAPMLA_HAVE_CUDA OR NOT EXISTS ${decode}/fp8_launch.cu OR NOT EXISTS ${decode}/bf16_launch.cu)
+  if(NOT SNAPMLA_HAVE_CUDA)
     target_sources(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src/cuda/none.cc)
     return()
   endif()

@@ -33,7 +33,7 @@ struct ModelConfig;  // src/model/config.h
 
 struct EngineOptions {
   std::string model_dir{};     ///< a Hugging Face folder: config.json, safetensors, tokenizer.json
-  Backend* backend = nullptr;  ///< null: cuda() where supported, else reference()
+  Backend* backend = nullptr;  ///< null: backend_by_name("auto"); must run whole models
   CacheFormat cache_format = CacheFormat::kFp8;
   ScaleRule scale_rule = ScaleRule::kPowerOfTwo;
   int max_seq_len = 0;         ///< prompt + generated tokens of one request; 0: the model's own maximum

@@ -23,6 +23,9 @@ constexpr int kMajor = 9;
 constexpr int kMinor = 0;
 
 Support find_support() {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+    return {.ok = false, .reason = "no CUDA device: there is no NVIDIA driver"};
   int num_devices = 0;
   if (const cudaError_t status = cudaGetDeviceCount(&num_devices);
       status != cudaSuccess || num_devices == 0) {

@@ -79,7 +79,7 @@ TEST_F(CudaCombine, EqualsTheReferenceWithinFp32) {
                                                                       {300},
                                                                       std::vector<int>(40, 3),
                                                                       {1, 64, 2, 130, 1}}) {
-    for (const std::int64_t rows : {1, 5, 128}) {
+    for (const std::int64_t rows : {1, 5, 64}) {
       if (counts.size() * rows > 2000) continue;
       const Partials partials = make_partials(counts, rows, 41);
       const Combined expected = run_combine(reference(), partials, DType::kF32);
@@ -108,7 +108,7 @@ TEST_F(CudaCombine, EqualsTheReferenceWithinFp32) {
 // One request alone takes the wide kernel, five of them the narrow one.
 TEST_F(CudaCombine, GivesTheSameBitsInAnyBatch) {
   for (const int count : {1, 2, 8, 16, 17, 24, 66, 132, 140}) {
-    constexpr std::int64_t kRows = 128;
+    constexpr std::int64_t kRows = 64;
     const Partials alone = make_partials({count}, kRows, 42);
     Partials crowd = make_partials({3, 20, count, 1, 40}, kRows, 43);
     const std::int64_t first = 23 * kRows;

@@ -464,9 +464,21 @@ TEST(EngineOptionsTest, RefusesValuesOutOfRange) {
   EXPECT_EQ(refusal({.prefill_chunk = 0}), "[engine] prefill_chunk must be at least 1; got 0");
 }
 
+TEST(EngineOptionsTest, RefusesABackendThatHasTheAttentionOpsOnly) {
+  try {
+    (void)complete_options({.backend = &cuda()}, testing::fake_config());
+    FAIL() << "no plain ops, no engine";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+    EXPECT_EQ(error.what(),
+              "[engine] the cuda backend cannot run a whole model: " + cuda().supports_models().reason);
+  }
+}
+
 TEST(EngineOptionsTest, ZerosAreChosen) {
   const ModelConfig config = testing::fake_config();
   const EngineOptions chosen = complete_options({}, config);
+  EXPECT_EQ(chosen.backend->name(), "reference") << "the only backend that runs whole models";
   EXPECT_NE(chosen.backend, nullptr);
   EXPECT_EQ(chosen.max_seq_len, 2048);
   EXPECT_EQ(chosen.num_pages, 8 * 2048 / 64);
