@@ -141,6 +141,10 @@ void add_size_options(CLI::App& app, CommonOptions& options) {
 
 void add_output_options(CLI::App& app, CommonOptions& options) {
   app.add_flag("--json", options.json, "print one JSON object to standard output instead of text");
+  add_log_options(app, options);
+}
+
+void add_log_options(CLI::App& app, CommonOptions& options) {
   app.add_option("--color", options.color, "auto (a terminal without NO_COLOR), always or never")
       ->check(CLI::IsMember({"auto", "always", "never"}))
       ->option_text("WHEN")

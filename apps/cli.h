@@ -22,6 +22,7 @@ struct Command {
 
 Command add_run(CLI::App& program);
 Command add_eval(CLI::App& program);
+Command add_bench(CLI::App& program);
 Command add_inspect(CLI::App& program);
 Command add_doctor(CLI::App& program);
 
@@ -29,6 +30,7 @@ void add_model_option(CLI::App& app, CommonOptions& options);
 void add_engine_options(CLI::App& app, CommonOptions& options);  ///< backend, scale rule
 void add_size_options(CLI::App& app, CommonOptions& options);    ///< longest request, pages
 void add_output_options(CLI::App& app, CommonOptions& options);  ///< json, color, log level, threads
+void add_log_options(CLI::App& app, CommonOptions& options);     ///< the same without json
 /// Log level and threads take effect.
 void apply(const CommonOptions& options);
 
