@@ -38,8 +38,6 @@ inline constexpr std::uint32_t kSlotBytes = kChunks * kPairChunkBytes;
 inline constexpr std::uint32_t kWeightBytes = kTileRows * kPairTokens;  ///< P of a pair, e4m3
 inline constexpr std::uint32_t kScalesBytes = kPairTokens * 4;
 inline constexpr std::uint32_t kRowFloatsBytes = kTileRows * 4;
-inline constexpr std::uint32_t kFactorsBytes = kPairTokens * 8;   ///< scale and log2 of it, a token
-inline constexpr std::uint32_t kInversesBytes = kPairTokens * 4;  ///< 1 / scale, a token
 
 enum Barrier : std::uint32_t {
   kQueryFull,                          ///< Q tile loaded
@@ -64,10 +62,11 @@ struct Shared {
   static constexpr std::uint32_t kQuery = 0;
   static constexpr std::uint32_t kSlots = kQuery + kChunks * kQueryChunkBytes;
   static constexpr std::uint32_t kWeights = kSlots + kNumSlots * kSlotBytes;
-  static constexpr std::uint32_t kScales = kWeights + kNumSlots * kWeightBytes;  ///< [slot][128]
-  static constexpr std::uint32_t kFactors = kScales + kNumSlots * kScalesBytes;  ///< [score warp][64] x 4
-  static constexpr std::uint32_t kInverses = kFactors + kScoreWarps * kFactorsBytes;  ///< [score warp][128]
-  static constexpr std::uint32_t kGains = kInverses + kScoreWarps * kInversesBytes;   ///< [slot][64 rows]
+  static constexpr std::uint32_t kScales = kWeights + kNumSlots * kWeightBytes;    ///< [slot][128]
+  static constexpr std::uint32_t kKeyScales = kScales + kNumSlots * kScalesBytes;  ///< [score warp][128]
+  static constexpr std::uint32_t kValueScales =
+      kKeyScales + kScoreWarps * kScalesBytes;                                        ///< [score warp][128]
+  static constexpr std::uint32_t kGains = kValueScales + kScoreWarps * kScalesBytes;  ///< [slot][64 rows]
   static constexpr std::uint32_t kKeeps = kGains + kNumSlots * kRowFloatsBytes;       ///< [slot][64 rows]
   static constexpr std::uint32_t kMoved = kKeeps + kNumSlots * kRowFloatsBytes;       ///< [slot][4 warps] int
   static constexpr std::uint32_t kSums = kMoved + kNumSlots * 16;                     ///< [64 rows]
@@ -75,7 +74,7 @@ struct Shared {
   static constexpr std::uint32_t kBytes = kBarriers + kNumBarriers * 8;
 };
 static_assert(Shared::kSlots % 1024 == 0 && Shared::kWeights % 1024 == 0 && kSlotBytes % 1024 == 0);
-static_assert(Shared::kFactors % 16 == 0 && Shared::kMoved % 16 == 0 && Shared::kBarriers % 8 == 0);
+static_assert(Shared::kGains % 16 == 0 && Shared::kMoved % 16 == 0 && Shared::kBarriers % 8 == 0);
 static_assert(Shared::kBytes <= 232448, "227 KB of shared memory a CTA on Hopper");
 static_assert(kScoreRegisters + 2 * kValueRegisters + kLoadRegisters <= 65536 / 128);
 

@@ -58,8 +58,6 @@ __device__ __forceinline__ void run_loads(const Args& args, const Maps& maps, st
         args.block_table + item.request * args.block_table_stride + item.first / kPageTokens;
     const int pages = item.pages();
     for (int page = 0; page < pages; page += 2, ++n) {
-      if (page + 2 < pages) prefetch_page(maps.latent, maps.rope, table[page + 2]);
-      if (page + 3 < pages) prefetch_page(maps.latent, maps.rope, table[page + 3]);
       load_pair(args, maps.latent, maps.rope, s_base, n, table[page],
                 page + 1 < pages ? table[page + 1] : -1);
       if (page == 0) load_query(maps.q_latent, maps.q_rope, s_base, item.request, first_row, queries++);
@@ -82,15 +80,18 @@ __device__ __forceinline__ void run_cleaning(const Args& args, std::uint32_t s_b
   }
 }
 
-/// QK and softmax of one pair; P and its factors published.
+/// QK and softmax of one pair; P and its gains published.
 __device__ __forceinline__ void score_pair(RowPair& row, std::uint32_t s_base, int n, int tokens,
-                                           const int (&visible)[2], bool masked, bool first, bool last,
-                                           int warp, int lane) {
+                                           const int (&visible)[2], bool negative, bool masked, bool first,
+                                           bool last, int warp, int lane) {
   const std::uint32_t slot = n % kNumSlots;
-  const std::uint32_t s_factors = s_base + Shared::kFactors + warp * kFactorsBytes + 16 * (lane % 4);
+  const std::uint32_t s_key_scales = s_base + Shared::kKeyScales + warp * kScalesBytes + 8 * (lane % 4);
+  const std::uint32_t s_value_scales = s_base + Shared::kValueScales + warp * kScalesBytes + 8 * (lane % 4);
   float x[64];
   issue_scores(x, s_base, n);
-  prepare_scales(s_base, n, tokens, warp, lane);
+  const float k = prepare_scales(s_base, n, tokens, negative, warp, lane);
+  ScaleRing ring;
+  ring.fill(s_key_scales);
   wait(barrier(s_base, kWeightsEmpty + slot), ((n / kNumSlots) & 1) ^ 1);
   mma_wait<0>();
   pin(x);
@@ -98,28 +99,28 @@ __device__ __forceinline__ void score_pair(RowPair& row, std::uint32_t s_base, i
     arrive(barrier(s_base, kRopeEmpty + slot));
     if (last) arrive(barrier(s_base, kQueryEmpty));
   }
-  float m[2] = {-INFINITY, -INFINITY};
+  float m[2];
   if (masked) {
-    scale_scores<true>(x, row, visible, s_factors, lane % 4, m);
+    scale_scores<true>(x, ring, visible, s_key_scales, s_value_scales, lane % 4, m);
   } else {
-    scale_scores<false>(x, row, visible, s_factors, lane % 4, m);
+    scale_scores<false>(x, ring, visible, s_key_scales, s_value_scales, lane % 4, m);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     m[r] = fmaxf(m[r], __shfl_xor_sync(~0U, m[r], 1));
     m[r] = fmaxf(m[r], __shfl_xor_sync(~0U, m[r], 2));
-    m[r] = fmaxf(m[r], kMinusLarge) - kLog2E4m3Max;
+    m[r] = fmaxf(m[r] * row.factor[r], kMinusLarge);
   }
-  float sum[2] = {0, 0};
-  store_weights(x, m, s_base + Shared::kInverses + warp * kInversesBytes,
-                s_base + Shared::kWeights + slot * kWeightBytes, warp, lane, sum);
-  publish_gains(row, m, sum, first, s_base, slot, warp, lane);
+  float sum[2];
+  store_weights(x, ring, row.factor, m, s_value_scales, s_base + Shared::kWeights + slot * kWeightBytes, warp,
+                lane, sum);
+  publish_gains(row, m, sum, k, first, s_base, slot, warp, lane);
   fence_async_shared();
   __syncwarp();
   if (lane == 0) arrive(barrier(s_base, kWeightsFull + slot));
 }
 
-/// The item's lse to memory and 1 / sum to the PV warpgroups. A row that saw nothing has sum 0: out 0, lse -inf.
+/// The item's lse to memory and 1 / (448 sum) to the PV warpgroups. A row that saw nothing has sum 0: out 0, lse -inf.
 __device__ __forceinline__ void finish_rows(const RowPair& row, const Args& args, const Item& item,
                                             std::uint32_t s_base, int items_done, int first_row, int warp,
                                             int lane) {
@@ -133,7 +134,7 @@ __device__ __forceinline__ void finish_rows(const RowPair& row, const Args& args
     sum += __shfl_xor_sync(~0U, sum, 2);
     const int in_tile = warp * 16 + lane / 4 + 8 * r;
     if (lane % 4 != 0) continue;
-    store_shared(s_base + Shared::kSums + 4 * row_place(in_tile), sum == 0 ? 0.0F : 1.0F / sum);
+    store_shared(s_base + Shared::kSums + 4 * row_place(in_tile), sum == 0 ? 0.0F : 1.0F / (kE4m3Max * sum));
     if (first_row + in_tile < args.rows) {
       constexpr float kLn2 = 0.693147181F;
       g_lse[block * args.rows + first_row + in_tile] =
@@ -157,10 +158,8 @@ __device__ __forceinline__ void run_scores(const Args& args, std::uint32_t s_bas
     for (int r = 0; r < 2; ++r) {
       const int in_request = row_in_request + 8 * r;
       const bool real = in_request < args.rows;
-      row.factor[r] = real
-                          ? args.logit_factor *
-                                args.q_scale[static_cast<std::int64_t>(item.request) * args.rows + in_request]
-                          : 0;
+      const std::int64_t at = static_cast<std::int64_t>(item.request) * args.rows + in_request;
+      row.factor[r] = fmaxf(real ? fabsf(args.logit_factor) * args.q_scale[at] : 0, kMinFactor);
       row.sees[r] =
           min(item.end, args.causal ? item.seq_len - args.s + in_request / args.heads + 1 : item.seq_len);
     }
@@ -170,21 +169,22 @@ __device__ __forceinline__ void run_scores(const Args& args, std::uint32_t s_bas
     for (int pair = 0; pair < pairs; ++pair, ++n) {
       const int pair_first = item.first + pair * kPairTokens;
       const int visible[2] = {row.sees[0] - pair_first, row.sees[1] - pair_first};
-      score_pair(row, s_base, n, item.end - pair_first, visible, pair_first + kPairTokens > unmasked_end,
-                 pair == 0, pair + 1 == pairs, warp, lane);
+      score_pair(row, s_base, n, item.end - pair_first, visible,
+                 args.logit_factor<0, pair_first + kPairTokens> unmasked_end, pair == 0, pair + 1 == pairs,
+                 warp, lane);
     }
     finish_rows(row, args, item, s_base, index - begin, first_row, warp, lane);
   }
 }
 
-/// PV of one pair over all m-tiles; ends with the first fragments of pair n + 1 loaded if `more`.
+/// PV of one pair over all m-tiles; ends with the first fragments of pair n + 1 loaded if `more`. Registers
+/// are what is scarce: gains take the place of fragments whose products are done.
 __device__ __forceinline__ void add_values(float (&out)[kNumMTiles][32], std::uint32_t (&fragment)[4][4],
                                            const ValueLane& values, std::uint32_t s_base, int n, bool more,
                                            bool next_tail, std::uint32_t next_tail_parity, int lane) {
   const std::uint32_t slot = n % kNumSlots;
   const std::uint32_t next = slot ^ 1;
   const int c = lane % 4;
-  const std::uint32_t s_gains = s_base + Shared::kGains + slot * kRowFloatsBytes;
   const Descriptor weights = k_major(s_base + Shared::kWeights + slot * kWeightBytes, 1024, Swizzle::k128B);
   wait(barrier(s_base, kWeightsFull + slot), (n / kNumSlots) & 1);
 #pragma unroll
@@ -192,33 +192,36 @@ __device__ __forceinline__ void add_values(float (&out)[kNumMTiles][32], std::ui
     float sum[32];
     pin(sum);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) part_dims(fragment[k]);
-    mma_fence();
+    for (int step = 0; step < 4; step += 2) {
 #pragma unroll
-    for (int k = 0; k < 2; ++k) mma_e4m3(sum, fragment[k], weights.advance(32 * k), k != 0);
-    mma_commit();
+      for (int k = step; k < step + 2; ++k) part_dims(fragment[k]);
+      mma_fence();
 #pragma unroll
-    for (int k = 2; k < 4; ++k) mma_e4m3(sum, fragment[k], weights.advance(32 * k), true);
-    mma_commit();
+      for (int k = step; k < step + 2; ++k) mma_e4m3(sum, fragment[k], weights.advance(32 * k), k != 0);
+      mma_commit();
+    }
     if (mt % 2 == 1) {  // the chunk is in registers: products that use the last of it have been issued
       __syncwarp();
       if (lane == 0) arrive(barrier(s_base, (mt == 1 ? kEvenEmpty : kOddEmpty) + slot));
     }
     if (mt == 0) rescale(out, s_base, slot, c);
     mma_wait<1>();
+    const Gains low = load_gains(s_base, slot, 0, c);
     const bool last = mt + 1 == kNumMTiles;
     if (last && more) {
       wait(barrier(s_base, kEvenFull + next), ((n + 1) / kNumSlots) & 1);
       if (next_tail) wait(barrier(s_base, kTailClean + next), next_tail_parity);
     }
     const std::uint32_t from = last ? next : slot;
-#pragma unroll
-    for (int k = 0; k < 2; ++k) load_values(fragment[k], values, from, (mt + 1) % kNumMTiles, k);
     mma_wait<0>();
     pin(sum);
+    const Gains high = load_gains(s_base, slot, 1, c);
+    promote(out[mt], sum, low, 0);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) load_values(fragment[k], values, from, (mt + 1) % kNumMTiles, k);
+    promote(out[mt], sum, high, 1);
 #pragma unroll
     for (int k = 2; k < 4; ++k) load_values(fragment[k], values, from, (mt + 1) % kNumMTiles, k);
-    promote(out[mt], sum, s_gains, c);
   }
   __syncwarp();
   if (lane == 0) arrive(barrier(s_base, kWeightsEmpty + slot));

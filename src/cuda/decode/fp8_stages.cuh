@@ -1,15 +1,17 @@
 // The stages of the FP8 decode kernel, each the work of one role; fp8_kernel.cuh strings them together.
 //
 // A pair of pages, n = 0, 1, 2 ... over all items of the CTA, uses slot n % 2 in phase n / 2. Per query row,
-// in powers of two:
+// K the smallest power of two >= the pair's largest scale, in powers of two:
 //
-//     x[t] = logit_factor * q_scale * scale[t] * acc[t] + log2 scale[t]     the fused weight p * scale, as log
-//     m    = max x - log2 448             f[t] = 2^(x[t] - m) <= 448        P[t] = e4m3(f[t])
-//     T    = sum_t P[t] * latent[t]       on the tensor core, 128 tokens
-//     O   += 2^(m - reference) * T        sum += 2^(m - reference) * sum_t f[t] / scale[t]       in fp32
+//     x[t] = logit_factor * q_scale * scale[t] * acc[t]      m = max x             p[t] = 2^(x[t] - m) <= 1
+//     P[t] = e4m3(448 / K * scale[t] * p[t])                 the pair's own range, whatever came before
+//     T    = sum_t P[t] * latent[t]                          on the tensor core, 128 tokens
+//     O   += 2^(m - reference) * K * T                       sum += 2^(m - reference) * sum_t p[t]        in fp32
 //
-// The reference of a row only keeps 2^(m - reference) in fp32's range: it moves when m has outgrown it by
-// kMaxGain, which rescales O and costs no precision.
+// and out = O / (448 sum). m is the exact maximum, so the weight of the largest token is 448 (by a power of
+// two, with power-of-two scales), which e4m3 holds exactly: with m rounded up to an integer, peaked attention
+// lost 2 % instead of 0.4 %. The reference only keeps gains, the factors of T, in fp32's range: it moves when
+// m has outgrown it by kMaxGain, which rescales O.
 #pragma once
 
 #include "cuda/decode/fp8_config.h"
@@ -19,9 +21,11 @@
 
 namespace snapmla::cuda_ops::fp8 {
 
-inline constexpr float kLog2E4m3Max = 8.80735492F;  ///< log2 448
-inline constexpr float kMinusLarge = -1e37F;        ///< below every logit, and finite: a difference is no NaN
-inline constexpr float kMaxGain = 30.0F;            ///< 2^30 * 448^2 * 2^20 tokens / 2^-40 stays below 2^127
+inline constexpr float kMinusLarge = -1e37F;  ///< below every logit, and finite: a difference is no NaN
+inline constexpr float kMinFactor =
+    1e-30F;  ///< of a logit: keeps -inf * factor at -inf where the factor is 0
+/// O stays below 2^30 * K * 448^2 * 2^20 tokens = 2^108 for K = 2^40, the largest power-of-two scale.
+inline constexpr float kMaxGain = 30.0F;
 
 __device__ __forceinline__ std::uint32_t barrier(std::uint32_t s_base, std::uint32_t which) {
   return s_base + Shared::kBarriers + 8 * which;
@@ -85,14 +89,6 @@ __device__ __forceinline__ void load_pair(const Args& args, const CUtensorMap& l
     copy_bulk(s_scales + kPageTokens * 4, args.scale + page1 * args.scale_page_stride, kPageTokens * 4, full);
   latent_half(kEvenFull, kEvenEmpty, 0);
   latent_half(kOddFull, kOddEmpty, 1);
-}
-
-/// Brings a page into L2 ahead of its copy, so that a slot that comes free is filled within L2's latency
-/// instead of DRAM's.
-__device__ __forceinline__ void prefetch_page(const CUtensorMap& latent_map, const CUtensorMap& rope_map,
-                                              int page) {
-  for (int i = 0; i < kLatentChunks; ++i) prefetch_tile(&latent_map, i * 128, 0, page);
-  prefetch_tile(&rope_map, 0, 0, page);
 }
 
 /// The 64 query rows of this CTA; rows past the request's last arrive as zeros.
@@ -161,85 +157,116 @@ __device__ __forceinline__ void issue_scores(float (&acc)[64], std::uint32_t s_b
   mma_commit();
 }
 
-/// What the softmax needs of a token's scale, worked out once a warp while the tensor core is busy: scale and
-/// its log2 for pairs of tokens, and 1 / scale, which is 0 for tokens past the end, whatever lies there.
-__device__ __forceinline__ void prepare_scales(std::uint32_t s_base, int n, int tokens, int warp, int lane) {
+/// K, the smallest power of two >= the largest scale of a pair.
+__device__ __forceinline__ float power_of_two_above(float x) {
+  return __uint_as_float((__float_as_uint(x) + 0x007FFFFFU) & 0xFF800000U);
+}
+
+/// What the softmax needs of the scales, worked out once a warp while the tensor core is busy: the scale for
+/// the logit, with the sign of the softmax scale, and 448 / K * scale for P, which is 0 for tokens past the
+/// end, whatever lies there. Returns K.
+__device__ __forceinline__ float prepare_scales(std::uint32_t s_base, int n, int tokens, bool negative,
+                                                int warp, int lane) {
   const float4 scale =
       load_shared<float4>(s_base + Shared::kScales + (n % kNumSlots) * kScalesBytes + 16 * lane);
-  const auto inverse = [&](int i, float x) { return 4 * lane + i < tokens ? reciprocal_fast(x) : 0.0F; };
-  const std::uint32_t s_factors = s_base + Shared::kFactors + warp * kFactorsBytes + 32 * lane;
-  store_shared(s_factors, make_float4(scale.x, scale.y, log2_fast(scale.x), log2_fast(scale.y)));
-  store_shared(s_factors + 16, make_float4(scale.z, scale.w, log2_fast(scale.z), log2_fast(scale.w)));
-  store_shared(
-      s_base + Shared::kInverses + warp * kInversesBytes + 16 * lane,
-      make_float4(inverse(0, scale.x), inverse(1, scale.y), inverse(2, scale.z), inverse(3, scale.w)));
+  const auto used = [&](int i, float x) { return 4 * lane + i < tokens ? x : 0.0F; };
+  const float4 valid = {used(0, scale.x), used(1, scale.y), used(2, scale.z), used(3, scale.w)};
+  float largest = fmaxf(fmaxf(valid.x, valid.y), fmaxf(valid.z, valid.w));
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0U, largest, step));
+  const float k = power_of_two_above(largest);
+  const float to_range = kE4m3Max * reciprocal_fast(k);
+  const float sign = negative ? -1.0F : 1.0F;
+  store_shared(s_base + Shared::kKeyScales + warp * kScalesBytes + 16 * lane,
+               float4{sign * scale.x, sign * scale.y, sign * scale.z, sign * scale.w});
+  store_shared(s_base + Shared::kValueScales + warp * kScalesBytes + 16 * lane,
+               float4{to_range * valid.x, to_range * valid.y, to_range * valid.z, to_range * valid.w});
   __syncwarp();
+  return k;
 }
 
 /// The two query rows a lane of warpgroup 0 works on, g and g + 8 of its warp's 16.
 struct RowPair {
-  float factor[2];     ///< logit_factor * q_scale
+  float factor[2];     ///< |logit_factor| * q_scale
   int sees[2];         ///< tokens of the request each row sees
   float reference[2];  ///< of O and sum
   float sum[2];        ///< this lane's share
 };
 
-/// acc -> x in place, and the largest x of each row. kMasked: tokens from `visible` on count as -inf.
+// A warp a scheduler does the softmax alone, so what it waits for is latency: shared loads run eight tiles
+// ahead (with two, they took a quarter of the kernel's time on an H200, 2026-11-25), and no chain of maxima or
+// sums is longer than it must be.
+inline constexpr int kTiles = kPairTokens / 8;  ///< of 8 tokens in an accumulator
+inline constexpr int kAhead = 8;
+
+/// The scales of a lane's two tokens of each of the next kAhead tiles.
+struct ScaleRing {
+  float2 scale[kAhead];
+
+  __device__ __forceinline__ void fill(std::uint32_t s_scales) {
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) scale[j] = load_shared<float2>(s_scales + 32 * j);
+  }
+  /// The scales of tile j; then loads those of tile j + kAhead, from the next table at the end of this one.
+  __device__ __forceinline__ float2 take(int j, std::uint32_t s_scales, std::uint32_t s_next) {
+    const float2 taken = scale[j % kAhead];
+    scale[j % kAhead] = load_shared<float2>(j + kAhead < kTiles ? s_scales + 32 * (j + kAhead)
+                                                                : s_next + 32 * (j + kAhead - kTiles));
+    return taken;
+  }
+};
+
+/// acc * scale in place, and the largest of each row. kMasked: tokens from `visible` on count as -inf.
 template <bool kMasked>
-__device__ __forceinline__ void scale_scores(float (&acc)[64], const RowPair& row, const int (&visible)[2],
-                                             std::uint32_t s_factors, int c, float (&largest)[2]) {
-  // Four running maxima a row, and factors loaded two tiles ahead: one warp a scheduler does this alone, so
-  // what it waits for is latency.
-  float partial[2][4];
+__device__ __forceinline__ void scale_scores(float (&acc)[64], ScaleRing& ring, const int (&visible)[2],
+                                             std::uint32_t s_key_scales, std::uint32_t s_value_scales, int c,
+                                             float (&largest)[2]) {
+  float partial[2][2];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) partial[i / 4][i % 4] = -INFINITY;
-  float4 ahead[2] = {load_shared<float4>(s_factors), load_shared<float4>(s_factors + 64)};
+  for (int i = 0; i < 4; ++i) partial[i / 2][i % 2] = -INFINITY;
 #pragma unroll
-  for (int j = 0; j < 16; ++j) {
-    const float4 factors = ahead[j % 2];
-    if (j + 2 < 16) ahead[j % 2] = load_shared<float4>(s_factors + 64 * (j + 2));
+  for (int j = 0; j < kTiles; ++j) {
+    const float2 scale = ring.take(j, s_key_scales, s_value_scales);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int r = e / 2;
-      float x = fmaf(acc[4 * j + e] * (e % 2 == 0 ? factors.x : factors.y), row.factor[r],
-                     e % 2 == 0 ? factors.z : factors.w);
+      float x = acc[4 * j + e] * (e % 2 == 0 ? scale.x : scale.y);
       if (kMasked && 8 * j + 2 * c + e % 2 >= visible[r]) x = -INFINITY;
       acc[4 * j + e] = x;
-      float& most = partial[r][2 * (j % 2) + e % 2];
-      most = fmaxf(most, x);
+      partial[r][e % 2] = fmaxf(partial[r][e % 2], x);
     }
   }
 #pragma unroll
-  for (int r = 0; r < 2; ++r)
-    largest[r] = fmaxf(fmaxf(partial[r][0], partial[r][1]), fmaxf(partial[r][2], partial[r][3]));
+  for (int r = 0; r < 2; ++r) largest[r] = fmaxf(partial[r][0], partial[r][1]);
 }
 
-/// P = e4m3(2^(x - m)) into its tile, and the lane's share of the unquantized sums.
-__device__ __forceinline__ void store_weights(const float (&x)[64], const float (&m)[2],
-                                              std::uint32_t s_inverses, std::uint32_t s_weights, int warp,
-                                              int lane, float (&sum)[2]) {
+/// P into its tile, and the lane's share of the sums of p.
+__device__ __forceinline__ void store_weights(const float (&x)[64], ScaleRing& ring, const float (&factor)[2],
+                                              const float (&m)[2], std::uint32_t s_value_scales,
+                                              std::uint32_t s_weights, int warp, int lane, float (&sum)[2]) {
   lane = opaque(lane);
-  const int c = lane % 4;
   // stmatrix: lanes 0-7 give the rows g of the first 16 positions, 8-15 of the next 16, 16-31 the rows g + 8
   const std::uint32_t row = warp * 16 + (lane / 16) * 8 + lane % 8;
   const std::uint32_t unit = (lane / 8) % 2;
   float partial[2][2] = {};
 #pragma unroll
   for (int run = 0; run < 4; ++run) {  // of 32 tokens
-    float2 inverse[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) inverse[i] = load_shared<float2>(s_inverses + 32 * (4 * run + i) + 8 * c);
     std::uint32_t codes[4];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float f[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int tile = 2 * half + i / 4;
-        const int e = i % 4;
-        f[i] = exp2_fast(x[16 * run + 4 * tile + e] - m[e / 2]);
-        float& total = partial[e / 2][e % 2];
-        total = fmaf(f[i], e % 2 == 0 ? inverse[tile].x : inverse[tile].y, total);
+      for (int tile = 0; tile < 2; ++tile) {
+        const int j = 4 * run + 2 * half + tile;
+        const float2 scale =
+            j < kTiles - kAhead ? ring.take(j, s_value_scales, s_value_scales) : ring.scale[j % kAhead];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int r = e / 2;
+          const float p = exp2_fast(fmaf(x[4 * j + e], factor[r], -m[r]));
+          partial[r][e % 2] += p;
+          f[4 * tile + e] = p * (e % 2 == 0 ? scale.x : scale.y);
+        }
       }
       codes[half] = pack_e4m3(f[0], f[1], f[4], f[5]);
       codes[2 + half] = pack_e4m3(f[2], f[3], f[6], f[7]);
@@ -252,8 +279,9 @@ __device__ __forceinline__ void store_weights(const float (&x)[64], const float 
 
 /// Moves the rows' references where they must move, and publishes what PV multiplies T and O with.
 __device__ __forceinline__ void publish_gains(RowPair& row, const float (&m)[2], const float (&sum)[2],
-                                              bool first, std::uint32_t s_base, std::uint32_t slot, int warp,
-                                              int lane) {
+                                              float k, bool first, std::uint32_t s_base, std::uint32_t slot,
+                                              int warp, int lane) {
+  lane = opaque(lane);
   float keep[2];
   float gain[2];
   bool moved = false;
@@ -266,19 +294,20 @@ __device__ __forceinline__ void publish_gains(RowPair& row, const float (&m)[2],
     row.sum[r] = fmaf(gain[r], sum[r], first ? 0.0F : keep[r] * row.sum[r]);
     moved = moved || (moves && !first);
   }
-  const bool any = __any_sync(~0U, moved);
-  lane = opaque(lane);
+  const int top = row_place(warp * 16 + lane / 4);
+  const int bottom = row_place(warp * 16 + lane / 4 + 8);
   if (lane % 4 == 0) {
-    const int top = row_place(warp * 16 + lane / 4);
-    const int bottom = row_place(warp * 16 + lane / 4 + 8);
     const std::uint32_t s_gains = s_base + Shared::kGains + slot * kRowFloatsBytes;
+    store_shared(s_gains + 4 * top, gain[0] * k);
+    store_shared(s_gains + 4 * bottom, gain[1] * k);
+  }
+  const bool any = __any_sync(~0U, moved);
+  if (lane == 0) store_shared(s_base + Shared::kMoved + slot * 16 + warp * 4, any ? 1 : 0);
+  if (any && lane % 4 == 0) {
     const std::uint32_t s_keeps = s_base + Shared::kKeeps + slot * kRowFloatsBytes;
-    store_shared(s_gains + 4 * top, gain[0]);
-    store_shared(s_gains + 4 * bottom, gain[1]);
     store_shared(s_keeps + 4 * top, keep[0]);
     store_shared(s_keeps + 4 * bottom, keep[1]);
   }
-  if (lane == 0) store_shared(s_base + Shared::kMoved + slot * 16 + warp * 4, any ? 1 : 0);
 }
 
 // --- PV ---
@@ -312,7 +341,8 @@ __device__ __forceinline__ void rescale(float (&out)[kNumMTiles][32], std::uint3
   const int4 moved = load_shared<int4>(s_base + Shared::kMoved + slot * 16);
   if ((moved.x | moved.y | moved.z | moved.w) == 0) return;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 4; ++i) {  // the 16 rows of score warp i
+    if ((i == 0 ? moved.x : i == 1 ? moved.y : i == 2 ? moved.z : moved.w) == 0) continue;
     const float4 keep =
         load_shared<float4>(s_base + Shared::kKeeps + slot * kRowFloatsBytes + 64 * i + 16 * c);
 #pragma unroll
@@ -324,17 +354,28 @@ __device__ __forceinline__ void rescale(float (&out)[kNumMTiles][32], std::uint3
   }
 }
 
-/// O += gain * T for one m-tile: the promotion to fp32.
-__device__ __forceinline__ void promote(float (&out)[32], const float (&sum)[32], std::uint32_t s_gains,
-                                        int c) {
+/// The gains of half a lane's sixteen rows: float4 i holds rows 16i + 2c, + 1, + 8, + 9.
+struct Gains {
+  float4 rows[2];
+};
+
+__device__ __forceinline__ Gains load_gains(std::uint32_t s_base, std::uint32_t slot, int half, int c) {
+  const std::uint32_t s_gains = s_base + Shared::kGains + slot * kRowFloatsBytes + 128 * half + 16 * c;
+  return {{load_shared<float4>(s_gains), load_shared<float4>(s_gains + 64)}};
+}
+
+/// O += gain * T for half the rows of an m-tile: the promotion to fp32.
+__device__ __forceinline__ void promote(float (&out)[32], const float (&sum)[32], const Gains& gains,
+                                        int half) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float4 gain = load_shared<float4>(s_gains + 64 * i + 16 * c);
+  for (int i = 0; i < 2; ++i) {
 #pragma unroll
-    for (int e = 0; e < 8; ++e)
-      out[8 * i + e] =
-          fmaf(sum[8 * i + e], e < 4 ? (e % 2 == 0 ? gain.x : gain.y) : (e % 2 == 0 ? gain.z : gain.w),
-               out[8 * i + e]);
+    for (int e = 0; e < 8; ++e) {
+      const float4 gain = gains.rows[i];
+      const int at = 16 * half + 8 * i + e;
+      out[at] =
+          fmaf(sum[at], e < 4 ? (e % 2 == 0 ? gain.x : gain.y) : (e % 2 == 0 ? gain.z : gain.w), out[at]);
+    }
   }
 }
 

@@ -129,13 +129,6 @@ __device__ __forceinline__ void copy_tile(std::uint32_t s_dst, const CUtensorMap
       : "memory");
 }
 
-/// Brings the map's box at (column, row, page) into L2.
-__device__ __forceinline__ void prefetch_tile(const CUtensorMap* map, int column, int row, int page) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(column),
-               "r"(row), "r"(page)
-               : "memory");
-}
-
 /// Fetches a tensor map into the descriptor cache ahead of its first use.
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -169,6 +162,9 @@ __device__ __forceinline__ int4 load_shared<int4>(std::uint32_t s_address) {
 }
 __device__ __forceinline__ void store_shared(std::uint32_t s_address, int x) {
   asm volatile("st.shared.s32 [%0], %1;" ::"r"(s_address), "r"(x) : "memory");
+}
+__device__ __forceinline__ void store_shared(std::uint32_t s_address, std::uint16_t x) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(s_address), "h"(x) : "memory");
 }
 __device__ __forceinline__ void store_shared(std::uint32_t s_address, float x) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(s_address), "f"(x) : "memory");
