@@ -1,16 +1,16 @@
 // Where plan() cuts a batch: the arithmetic of both backends. Host and device, integers only.
 //
 // The unit is a pair of pages, 128 tokens, which is what a decode kernel takes in one step. Requests lie one
-// behind the other on a line: a request takes its pairs and kItemPairs more, what it costs to begin an item and
-// to hand in its result. Cut into num_workers equal shares, the line says who does what: worker w does the
-// pairs on [w * share, (w + 1) * share).
+// behind the other on a line: a request takes its pairs and kItemPairs more, what it costs to begin an item
+// and to hand in its result. Cut into num_workers equal shares, the line says who does what: worker w does
+// the pairs on [w * share, (w + 1) * share).
 //
 //     share = ceil(line / num_workers)      at least 1; the line ends with the last request's last pair
 //
 // Balanced plans cut requests where shares end. But a cut is not free either: both sides write fp32 partials
 // that another kernel reads back. Where whole requests, ceil(batch / num_workers) a worker, cost no more than
-// share + kSlackPairs + share / 16, nothing is cut. Fixed plans cut every request each so many tokens; a worker
-// does the items that begin on its share.
+// share + kSlackPairs + share / 16, nothing is cut. Fixed plans cut every request each so many tokens; a
+// worker does the items that begin on its share.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@
 namespace snapmla {
 
 inline constexpr int kPairTokens = 2 * kPageTokens;
-/// An item's fixed cost: query load, first page's latency, epilogue; about the time of a pair, 2 to 3 us on an
-/// H100 with 64 rows a worker.
+/// An item's fixed cost: query load, first page's latency, epilogue; about the time of a pair, 2 to 3 us on
+/// an H100 with 64 rows a worker.
 inline constexpr int kItemPairs = 1;
 /// A cut's: 128 KB of fp32 partials for 64 rows, written and read back on each side, and a merge.
 inline constexpr int kSlackPairs = 2;

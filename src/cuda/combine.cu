@@ -1,9 +1,10 @@
 // combine: merges the partial results of a request, row by row:
 //
-//     M = max lse_i     w_i = exp(lse_i - M)     sum = sum w_i     out = sum w_i out_i / sum     lse = M + ln sum
+//     M = max lse_i     w_i = exp(lse_i - M)     W = sum w_i
+//     out = sum w_i out_i / W     lse = M + ln W
 //
-// in fp32. The order of every sum depends on the number of partials alone: up to 16 are added up one after the
-// other; more in eight groups (partials 0, 8, 16 ... are group 0), and the groups in order. So the same
+// in fp32. The order of every sum depends on the number of partials alone: up to 16 are added up one after
+// the other; more in eight groups (partials 0, 8, 16 ... are group 0), and the groups in order. So the same
 // partials give the same bits in any batch and from either kernel:
 //
 // - narrow, for many rows: a warp a row, which walks the groups itself.
@@ -11,8 +12,8 @@
 //   group a warp, merged through 4 KB of shared memory. One request of 128 rows and 66 partials is 17 MB, and
 //   takes many warps to draw from L2 at its rate.
 //
-// Time is latency: split_offsets -> lse and partials -> out. So a warp has several partials in flight, whether or
-// not they will count.
+// Time is latency: split_offsets -> lse and partials -> out. So a warp has several partials in flight,
+// whether or not they will count.
 #include "core/bf16.h"
 #include "cuda/device/ptx.cuh"
 #include "cuda/device/reduce.cuh"
@@ -65,8 +66,8 @@ __device__ __forceinline__ RowPartials row_partials(const CombineArgs& args, int
           .count = end - begin};
 }
 
-/// Lane l takes partials l, l + 32, ..., four at a time so that their loads overlap; all warps that ask get the same
-/// bits. An empty partial has lse -inf.
+/// Lane l takes partials l, l + 32, ..., four at a time so that their loads overlap; all warps that ask get
+/// the same bits. An empty partial has lse -inf.
 __device__ __forceinline__ Softmax softmax_of(const RowPartials& partials, int lane) {
   constexpr int kAtOnce = 4;
   const auto weight = [](float lse, float max) { return lse == -INFINITY ? 0.0F : __expf(lse - max); };
@@ -186,8 +187,8 @@ __global__ void __launch_bounds__(kWarps* kWarpLanes)
   if (lane == 0) args.lse[out_row] = softmax.max + logf(softmax.sum);
 }
 
-/// Grid: (4 rows, batch); a block for 128 dims of a row, a warp a group, 4 dims a lane. Shared memory: 4 KB, the
-/// groups' sums.
+/// Grid: (4 rows, batch); a block for 128 dims of a row, a warp a group, 4 dims a lane. Shared memory: 4 KB,
+/// the groups' sums.
 __global__ void __launch_bounds__(kWarps* kWarpLanes) combine_wide(const __grid_constant__ CombineArgs args) {
   static_assert(kWarps == kGroups);
   __shared__ float4 s_group[kGroups][kWarpLanes];

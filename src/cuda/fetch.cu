@@ -1,10 +1,10 @@
-// fetch_kv: gather token ranges from the pages and dequantize them to bf16, real = stored * scale, rounded as the
-// reference does. 644 bytes in and 1,152 out a token (FP8), so bound by memory.
+// fetch_kv: gather token ranges from the pages and dequantize them to bf16, real = stored * scale, rounded as
+// the reference does. 644 bytes in and 1,152 out a token (FP8), so bound by memory.
 //
 // A warp takes kRowsPerWarp output rows. First its lanes look up one row each, all at once: the range (binary
 // search in offsets), the page, the scale. Then the warp moves one latent row after the other, 512 codes in
-// two 8-byte loads a lane and out in two 16-byte stores, all contiguous; and four rope rows at a time, 16 bytes
-// a lane. The loop over rows is unrolled, so that the loads of several are in flight.
+// two 8-byte loads a lane and out in two 16-byte stores, all contiguous; and four rope rows at a time, 16
+// bytes a lane. The loop over rows is unrolled, so that the loads of several are in flight.
 #include <cuda_fp8.h>
 
 #include "cuda/device/ptx.cuh"

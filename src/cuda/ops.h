@@ -1,11 +1,12 @@
-// The CUDA attention ops: the same functions as src/reference/ops.h, enqueued on a stream. Arguments are checked
-// already (src/core/attention.cc); what only CUDA needs (alignment) each op checks before it launches anything.
+// The CUDA attention ops: the same functions as src/reference/ops.h, enqueued on a stream. Arguments are
+// checked already (src/core/attention.cc); what only CUDA needs (alignment) each op checks before it launches
+// anything.
 //
 // decode is a main kernel, decode_fp8 or decode_bf16, and combine_splits after it. Between the two lies the
 // workspace, [max_items] partials, partial p that of work item p:
 //
 //     float partial_out[max_items][rows][512]      normalised by its own lse
-//     float partial_lse[max_items][rows]           natural logarithm; -inf (and zeros above) for a row that sees nothing
+//     float partial_lse[max_items][rows]           natural logarithm; -inf for a row that sees nothing
 //
 // (The namespace is not snapmla::cuda, which is a function.)
 #pragma once
@@ -26,14 +27,14 @@ std::int64_t decode_workspace_bytes(const PlanShape& shape, int s, int heads);
 void decode(const DecodeParams& params, cudaStream_t stream);
 void combine(const CombineParams& params, cudaStream_t stream);
 
-/// The main kernels (src/cuda/decode). A work item that is the only one of its request
-/// (split_offsets[b + 1] - split_offsets[b] == 1) writes params.out and params.lse; any other writes its partial.
-/// They call launch_next_grid() once their results are under way, so that combine_splits can start early.
+/// The main kernels (src/cuda/decode). A work item that is the only one of its request, by split_offsets,
+/// writes params.out and params.lse; any other writes its partial (zeros where lse is -inf). They call
+/// launch_next_grid() once their results are under way, so that combine_splits can start early.
 void decode_fp8(const DecodeParams& params, cudaStream_t stream);
 void decode_bf16(const DecodeParams& params, cudaStream_t stream);
 
-/// Merges the partials of every request that has more than one into params.out and params.lse, and leaves the others'
-/// alone. Launched as a programmatic dependent of the kernel before it on the stream.
+/// Merges the partials of every request that has more than one into params.out and params.lse, and leaves the
+/// others' alone. Launched as a programmatic dependent of the kernel before it on the stream.
 void combine_splits(const DecodeParams& params, cudaStream_t stream);
 
 }  // namespace snapmla::cuda_ops

@@ -1,8 +1,8 @@
-// plan: the reference's items (src/reference/plan.cc, core/plan_rule.h), found in parallel by one block and without
-// the host.
+// plan: the reference's items (src/reference/plan.cc, core/plan_rule.h), found in parallel by one block and
+// without the host.
 //
-// 1. Each thread measures its run of requests; a prefix sum gives every request its place on the line, and the
-//    whole line the rule.
+// 1. Each thread measures its run of requests; a prefix sum gives every request its place on the line, and
+//    the whole line the rule.
 // 2. How many items a request has follows from its place; a prefix sum of that gives split_offsets.
 // 3. A thread an item: its request is found in split_offsets by binary search, its tokens in closed form, and
 //    it opens the worker lists that begin with it.

@@ -29,7 +29,7 @@ struct QuantizeArgs {
   std::uint32_t heads;
 };
 
-/// Grid: a warp a row. kAligned: rows of q_latent start at multiples of 16 bytes, of q_rope at multiples of 4.
+/// Grid: a warp a row. kAligned: rows of q_latent start at multiples of 16 bytes, those of q_rope of 4.
 template <bool kAligned, ScaleRule kRule>
 __global__ void __launch_bounds__(kWarps* kWarpLanes) quantize_kernel(const QuantizeArgs args) {
   const std::uint32_t row = blockIdx.x * kWarps + warp_index();

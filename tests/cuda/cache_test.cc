@@ -1,5 +1,5 @@
-// quantize_q, append_kv and fetch_kv on the GPU against the reference: the same bits, whatever the strides, the
-// options and the way the pages lie.
+// quantize_q, append_kv and fetch_kv on the GPU against the reference: the same bits, whatever the strides,
+// the options and the way the pages lie.
 #include <optional>
 
 #include "gpu_test.h"

@@ -67,8 +67,8 @@ Combined run_combine(Backend& backend, const Partials& partials, DType type) {
 
 class CudaCombine : public GpuTest {};
 
-// Weights in fp32: exp of a difference d is off by about 2^-22 + |d| 2^-24 relative, and weights beyond d = -16 no
-// longer count: 2^-19 of the largest partial bounds all of it, sums of hundreds of terms included.
+// Weights in fp32: exp of a difference d is off by about 2^-22 + |d| 2^-24 relative, and where |d| is above 16
+// the weight no longer counts: 2^-19 of the largest partial bounds it all, sums of hundreds of terms included.
 TEST_F(CudaCombine, EqualsTheReferenceWithinFp32) {
   for (const std::vector<int>& counts : std::vector<std::vector<int>>{{1},
                                                                       {2},

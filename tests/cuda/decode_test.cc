@@ -1,15 +1,15 @@
-// decode on the GPU: the shared list of cases against the formula and against the reference, repeatability, graphs,
-// splits, errors.
+// decode on the GPU: the shared list of cases against the formula and against the reference, repeatability,
+// graphs, splits, errors.
 #include "gpu_test.h"
 #include "support/decode_cases.h"
 
 namespace snapmla::test {
 namespace {
 
-/// What the tensor cores may be off by, as bounds. FP8 products add to an accumulator with about 14 significant
-/// bits, truncating: 2^-14 of the largest partial sum for each of 16 steps over 512 dims, and of 8 over the 256
-/// tokens at most that are summed before they are promoted to fp32. BF16 products add in fp32, 36 steps over
-/// 576 dims.
+/// What the tensor cores may be off by, as bounds. FP8 products add to an accumulator with about 14
+/// significant bits, truncating: 2^-14 of the largest partial sum for each of 16 steps over 512 dims, and of
+/// 8 over the 256 tokens at most that are summed before they are promoted to fp32. BF16 products add in fp32,
+/// 36 steps over 576 dims.
 Arithmetic arithmetic_of(CacheFormat format) {
   return format == CacheFormat::kFp8 ? Arithmetic{.logits = 16 * 0x1p-14, .outputs = 8 * 0x1p-14}
                                      : Arithmetic{.logits = 36 * 0x1p-24, .outputs = 8 * 0x1p-24};
@@ -26,8 +26,8 @@ TEST_P(CudaDecodeCase, StaysWithinTheErrorOfTheFormats) {
   expect_within_format_error(problem, solve(cuda(), problem), arithmetic_of(problem.spec.format));
 }
 
-// Both backends start from the same stored bits, so they differ by how they round P, and by their arithmetic: two
-// roundings, each within four deviations.
+// Both backends start from the same stored bits, so they differ by how they round P, and by their arithmetic:
+// two roundings, each within four deviations.
 TEST_P(CudaDecodeCase, AgreesWithTheReference) {
   const Problem problem = make_problem(GetParam());
   const Solution expected = solve(reference(), problem);
@@ -58,8 +58,8 @@ INSTANTIATE_TEST_SUITE_P(Sampled, CudaDecodeCase, ::testing::ValuesIn(sampled_ca
 
 class CudaDecode : public GpuTest {};
 
-// Where code changes its mind: the ends of pages and of pairs of pages, causal rows that see less than the rest,
-// rows that fill a tile of 64 or just miss it.
+// Where code changes its mind: the ends of pages and of pairs of pages, causal rows that see less than the
+// rest, rows that fill a tile of 64 or just miss it.
 TEST_F(CudaDecode, HandlesEveryEdge) {
   for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
     for (const auto& [s, heads] :
@@ -225,8 +225,8 @@ TEST_F(CudaDecode, RefusesWhatItCannotRunBeforeAnyWork) {
 
 class CudaLongContext : public GpuCases<Logits> {};
 
-// As on the reference (LongContext there): the error at 32K tokens is at most max(1.1 times that at 1K, 0.2 %),
-// and the output does not shrink.
+// As on the reference (LongContext there): the error at 32K tokens is at most 1.1 times that at 1K, or 0.2 %
+// if that is more, and the output does not shrink.
 TEST_P(CudaLongContext, ErrorDoesNotGrowWithLength) {
   const Accuracy near = accuracy_at(cuda(), 1024, GetParam(), 16);
   const Accuracy far = accuracy_at(cuda(), 32 * 1024, GetParam(), 16);

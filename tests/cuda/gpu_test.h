@@ -1,5 +1,5 @@
-// What the tests of the CUDA backend share: they skip themselves where it cannot run, and they run an op on both
-// backends through the same code, with OnDevice tensors.
+// What the tests of the CUDA backend share: they skip themselves where it cannot run, and they run an op on
+// both backends through the same code, with OnDevice tensors.
 #pragma once
 
 #include <gtest/gtest.h>

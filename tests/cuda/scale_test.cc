@@ -1,5 +1,5 @@
-// The device's scale rules against quantization_scale, on the host: every magnitude that a row of bf16 can have,
-// and a walk over fp32.
+// The device's scale rules against quantization_scale, on the host: every magnitude that a row of bf16 can
+// have, and a walk over fp32.
 #include "cuda/device/scale.cuh"
 
 #include <gtest/gtest.h>

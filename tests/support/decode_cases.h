@@ -128,7 +128,8 @@ inline void expect_within_format_error(const Problem& problem, const Solution& s
   });
 }
 
-/// The same problem with every latent already an e4m3 code times its scale: then only P is quantized on the way.
+/// The same problem with every latent already an e4m3 code times its scale: then only P is quantized on the
+/// way.
 inline Problem with_quantized_inputs(Problem problem) {
   const auto quantize = [](Bf16* row) {
     float amax = 0;
