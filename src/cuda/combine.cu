@@ -160,6 +160,7 @@ __device__ __forceinline__ float inverse_of(float sum) {
 /// Grid: (ceil(rows / 8), batch); a warp a row, 16 dims a lane.
 __global__ void __launch_bounds__(kWarps* kWarpLanes)
     combine_narrow(const __grid_constant__ CombineArgs args) {
+  launch_next_grid();  // which waits for this one's results, but not to start
   wait_for_previous_grid();
   const int row = static_cast<int>(blockIdx.x) * kWarps + warp_index();
   if (row >= args.rows) return;
@@ -192,6 +193,7 @@ __global__ void __launch_bounds__(kWarps* kWarpLanes)
 __global__ void __launch_bounds__(kWarps* kWarpLanes) combine_wide(const __grid_constant__ CombineArgs args) {
   static_assert(kWarps == kGroups);
   __shared__ float4 s_group[kGroups][kWarpLanes];
+  launch_next_grid();  // which waits for this one's results, but not to start
   wait_for_previous_grid();
   const int row = static_cast<int>(blockIdx.x) / kSlices;
   const int slice = static_cast<int>(blockIdx.x) % kSlices;
