@@ -29,7 +29,7 @@ void combine(const CombineParams& params, cudaStream_t stream);
 
 /// The main kernels (src/cuda/decode). A work item that is the only one of its request, by split_offsets,
 /// writes params.out and params.lse; any other writes its partial (zeros where lse is -inf). They call
-/// launch_next_grid() once their results are under way, so that combine_splits can start early.
+/// launch_next_grid(), so that combine_splits can start early.
 void decode_fp8(const DecodeParams& params, cudaStream_t stream);
 void decode_bf16(const DecodeParams& params, cudaStream_t stream);
 
