@@ -36,7 +36,11 @@ int usage_error(const CLI::App& program, const CLI::ParseError& error) {
             words.empty() ? "none" : "'" + words.front() + "'"),
         kUsageError);
   }
-  const std::string command = subs.empty() ? "snapmla" : "snapmla " + subs.front()->get_name();
+  std::string command = "snapmla";
+  for (const CLI::App* app = &program; !app->get_subcommands().empty();) {
+    app = app->get_subcommands().front();
+    command += " " + app->get_name();
+  }
   return report(fmt::format("[usage] {}; see {} --help", error.what(), command), kUsageError);
 }
 

@@ -230,7 +230,7 @@ void add_shape_options(CLI::App& app, KernelOptions& options) {
       ->allow_extra_args(false)
       ->check(CLI::IsMember({"decode", "quantize_q", "append_kv", "fetch_kv", "plan"}))
       ->option_text("OP,OP,...")
-      ->capture_default_str();
+      ->default_str("decode");
   add_list(app, "--batch", options.batch, "requests in a call")->default_str("128");
   add_list(app, "--seq-len", options.seq_len, "cached tokens of each request, as 4096 or 4k")
       ->default_str("16k");
@@ -245,7 +245,7 @@ void add_shape_options(CLI::App& app, KernelOptions& options) {
       ->allow_extra_args(false)
       ->check(CLI::IsMember({"fp8", "bf16"}))
       ->option_text("DTYPE,...")
-      ->capture_default_str();
+      ->default_str("fp8,bf16");
 }
 
 void add_run_options(CLI::App& app, KernelOptions& options) {

@@ -247,7 +247,8 @@ TEST(BenchKernel, RefusesListsThatMakeNoSense) {
 TEST(BenchKernel, NeedsACommandAndWritableFiles) {
   const ProgramResult none = run_program({.args = {"bench"}});
   EXPECT_EQ(none.exit_code, 2);
-  EXPECT_THAT(none.err, StartsWith("snapmla: error: [usage] "));
+  EXPECT_THAT(none.err, AllOf(StartsWith("snapmla: error: [usage] "), HasSubstr("see snapmla bench --help")));
+  EXPECT_THAT(bench({"--repeat", "x"}).err, HasSubstr("see snapmla bench kernel --help"));
   for (const std::string flag : {"--json", "--csv"}) {
     const ProgramResult result = bench({"--shape", "1x1x1", flag, "/nowhere/at/all"});
     EXPECT_EQ(result.exit_code, 1);
