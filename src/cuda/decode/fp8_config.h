@@ -52,7 +52,8 @@ enum Barrier : std::uint32_t {
   kWeightsEmpty = kWeightsFull + kNumSlots,
   kTailIssued = kWeightsEmpty + kNumSlots,  ///< an item's last, partly filled pair is on its way
   kTailClean = kTailIssued + kNumSlots,     ///< its unused tokens are zero
-  kSumsFull = kTailClean + kNumSlots,       ///< 1 / row sums of an item published
+  kScoresDone = kTailClean + kNumSlots,     ///< QK of a pair done
+  kSumsFull = kScoresDone + kNumSlots,      ///< 1 / row sums of an item published
   kSumsEmpty,
   kNumBarriers
 };

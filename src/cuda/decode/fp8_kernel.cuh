@@ -15,7 +15,8 @@
 // rows; ldmatrix.trans turns it on the way to registers, P is K-major by nature (docs/decode-kernel.md).
 #pragma once
 
-#include "cuda/decode/fp8_stages.cuh"
+#include "cuda/decode/fp8_score_stages.cuh"
+#include "cuda/decode/fp8_value_stages.cuh"
 
 namespace snapmla::cuda_ops::fp8 {
 
@@ -42,6 +43,7 @@ __device__ __forceinline__ void init_barriers(std::uint32_t s_base) {
   init(kWeightsEmpty, kNumSlots, kValueWarps);
   init(kTailIssued, kNumSlots, 1);
   init(kTailClean, kNumSlots, kCleanerWarps);
+  init(kScoresDone, kNumSlots, kScoreWarps);
   init(kSumsFull, 1, kScoreWarps);
   init(kSumsEmpty, 1, kValueWarps);
   fence_barrier_init();
@@ -96,6 +98,7 @@ __device__ __forceinline__ void score_pair(RowPair& row, std::uint32_t s_base, i
   mma_wait<0>();
   pin(x);
   if (lane == 0) {
+    arrive(barrier(s_base, kScoresDone + slot));
     arrive(barrier(s_base, kRopeEmpty + slot));
     if (last) arrive(barrier(s_base, kQueryEmpty));
   }
@@ -179,14 +182,20 @@ __device__ __forceinline__ void run_scores(const Args& args, std::uint32_t s_bas
 
 /// PV of one pair over all m-tiles; ends with the first fragments of pair n + 1 loaded if `more`. Registers
 /// are what is scarce: gains take the place of fragments whose products are done.
+///
+/// `behind_scores`: waits for QK of pair n + 1, and so runs beside its softmax, when the tensor core is free,
+/// instead of beside its QK. Worth 2 % at 128 rows and 7 % at 256; at 64 and fewer, where memory is the limit,
+/// it costs 3 %, since pages are held longer (H200, 2026-11-25).
 __device__ __forceinline__ void add_values(float (&out)[kNumMTiles][32], std::uint32_t (&fragment)[4][4],
                                            const ValueLane& values, std::uint32_t s_base, int n, bool more,
-                                           bool next_tail, std::uint32_t next_tail_parity, int lane) {
+                                           bool next_tail, std::uint32_t next_tail_parity, bool behind_scores,
+                                           int lane) {
   const std::uint32_t slot = n % kNumSlots;
   const std::uint32_t next = slot ^ 1;
   const int c = lane % 4;
   const Descriptor weights = k_major(s_base + Shared::kWeights + slot * kWeightBytes, 1024, Swizzle::k128B);
   wait(barrier(s_base, kWeightsFull + slot), (n / kNumSlots) & 1);
+  if (behind_scores && more) wait(barrier(s_base, kScoresDone + next), ((n + 1) / kNumSlots) & 1);
 #pragma unroll
   for (int mt = 0; mt < kNumMTiles; ++mt) {
     float sum[32];
@@ -250,7 +259,7 @@ __device__ __forceinline__ void run_values(const Args& args, std::uint32_t s_bas
         for (int k = 0; k < 4; ++k) load_values(fragment[k], values, n % kNumSlots, 0, k);
       }
       add_values(out, fragment, values, s_base, n, pair + 1 < pairs, tail && pair + 2 == pairs,
-                 (tails >> ((n + 1) % kNumSlots)) & 1, lane);
+                 (tails >> ((n + 1) % kNumSlots)) & 1, args.tiles > 1, lane);
     }
     if (tail) tails ^= 1U << ((n - 1) % kNumSlots);
     wait(barrier(s_base, kSumsFull), (index - begin) & 1);
