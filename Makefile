@@ -3,7 +3,7 @@ SHELL := bash
 JOBS ?= $(shell nproc)
 PREFIX ?= /usr/local
 DEMO_PROMPT ?= "And it came to pass"
-DEMO_ARGS ?= --max-tokens 96 --temperature 0.6 --top-p 0.9 --seed 2
+DEMO_ARGS ?= --max-tokens 96 --temperature 0.6 --top-p 0.9 --seed 4
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the bundled model and keeps README.md's figures in step with the result files.
 
-    scripts/results.py measure     # runs eval and the engine benchmark, writes bench/results/*.json (about ten minutes)
+    scripts/results.py measure     # runs eval and the engine benchmark, writes bench/results/*.json (about 20 minutes)
     scripts/results.py render      # redraws the block between the marks in README.md from those files
     scripts/results.py check       # fails if README.md is not what render would write
 
@@ -22,8 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 EVAL = "build/cpu/apps/snapmla eval models/tiny-mla --passkey --samples 20 --lengths 512,1k,2k,4k --json"
+PAIRS = "build/cpu/apps/snapmla eval models/tiny-mla --tokens 0 --pairs 64 --samples 40 --lengths 2k,8k --json"
 BENCH = "build/cpu/bench/snapmla_bench --benchmark_filter=decode_tokens --benchmark_repetitions=5 --benchmark_format=json"
-FILES = {"eval-tiny-mla-cpu.json": EVAL, "engine-tiny-mla-cpu.json": BENCH}
+FILES = {"eval-tiny-mla-cpu.json": EVAL, "pairs-tiny-mla-cpu.json": PAIRS, "engine-tiny-mla-cpu.json": BENCH}
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -72,9 +73,23 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def render_eval(record: dict) -> list[str]:
-    result = record["result"]
+    """Perplexities and retrieval, whichever the result has, and where they come from."""
+    result, lines = record["result"], []
+    if "text" in result:
+        lines += [*text_table(result["text"]), ""]
+    for task in result.get("retrieval", []):
+        rows = [
+            [f"{r['length']:,}", str(r["prompts"]), str(r["bf16"]), str(r["fp8"]), str(r["only_bf16"]), str(r["only_fp8"])]
+            for r in task["lengths"]
+        ]
+        header = [f"{task['task']}, prompt tokens", "prompts", "BF16 right", "FP8 right", "only BF16", "only FP8"]
+        lines += [*table(header, rows), ""]
+    return [*lines, source(record)]
+
+
+def text_table(text: dict) -> list[str]:
     rows = []
-    for bucket in [*result["text"]["by_context"], result["text"]]:
+    for bucket in [*text["by_context"], text]:
         name = f"{bucket['from']:,} to {bucket['to']:,}" if "from" in bucket else "all"
         rows.append([
             name,
@@ -86,15 +101,7 @@ def render_eval(record: dict) -> list[str]:
             mean(bucket["top1_agreement"], 1, 100),
         ])
     header = ["tokens before", "scored", "perplexity BF16", "perplexity FP8", "ratio", "KL, 1e-3 nats", "same top-1, %"]
-    lines = table(header, rows)
-    for task in result.get("retrieval", []):
-        rows = [
-            [f"{r['length']:,}", str(r["prompts"]), str(r["bf16"]), str(r["fp8"]), str(r["only_bf16"]), str(r["only_fp8"])]
-            for r in task["lengths"]
-        ]
-        lines += ["", *table([f"{task['task']}, prompt tokens", "prompts", "BF16 right", "FP8 right", "only BF16", "only FP8"], rows)]
-    lines += ["", source(record)]
-    return lines
+    return table(header, rows)
 
 
 def render_bench(record: dict) -> list[str]:
@@ -114,7 +121,8 @@ def rendered() -> tuple[str, str]:
     """README.md as it is, and as the result files say it should be."""
     readme = (ROOT / "README.md").read_text()
     load = lambda name: json.loads((RESULTS / name).read_text())
-    block = [*render_eval(load("eval-tiny-mla-cpu.json")), "", *render_bench(load("engine-tiny-mla-cpu.json"))]
+    block = [*render_eval(load("eval-tiny-mla-cpu.json")), "", *render_eval(load("pairs-tiny-mla-cpu.json")), "",
+             *render_bench(load("engine-tiny-mla-cpu.json"))]
     head, rest = readme.split(BEGIN)
     _, tail = rest.split(END)
     return readme, head + BEGIN + "\n" + "\n".join(block) + "\n" + END + tail
