@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "core/host_device.h"
+#include "cuda/decode/work.h"
 #include "snapmla/format.h"
 
 namespace snapmla::cuda_ops::bf16 {
@@ -96,24 +97,7 @@ using RopeRing = Ring<kNumRopes>;
 using WeightsRing = Ring<kNumWeights>;
 
 /// What the kernel is told, beside the tensor maps.
-struct Args {
-  const std::int32_t* work_items;
-  const std::int32_t* worker_offsets;
-  const std::int32_t* split_offsets;
-  const std::int32_t* seq_lens;
-  const std::int32_t* block_table;
-  std::int64_t block_table_stride;  ///< elements a request
-  void* out;                        ///< [batch, rows, 512]
-  float* lse;                       ///< [batch, rows]
-  float* partial_out;               ///< [max_items, rows, 512]
-  float* partial_lse;               ///< [max_items, rows]
-  float logit_factor;               ///< softmax_scale * log2(e)
-  int s;
-  int heads;
-  int rows;   ///< s * heads
-  int tiles;  ///< ceil(rows / 64): CTAs a worker
-  bool causal;
-  bool out_f32;
+struct Args : Work {
   bool has_pages;  ///< the cache has any
 };
 

@@ -58,14 +58,6 @@ __device__ __forceinline__ Destination destination_of(const Args& args, const It
 
 // --- Loading ---
 
-/// The tensor maps, in constant memory.
-struct Maps {
-  CUtensorMap q_latent;
-  CUtensorMap q_rope;
-  CUtensorMap latent;
-  CUtensorMap rope;
-};
-
 /// Four chunks of latent dims from `column`, of 64 rows from `row` of plane `plane`.
 __device__ __forceinline__ void load_half(std::uint32_t s_half, const CUtensorMap& map, int column, int row,
                                           int plane, std::uint32_t full, CachePolicy policy) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "core/host_device.h"
+#include "cuda/decode/work.h"
 #include "snapmla/format.h"
 
 namespace snapmla::cuda_ops::fp8 {
@@ -86,27 +87,10 @@ SNAPMLA_HOST_DEVICE constexpr int row_place(int row) {
 }
 
 /// What the kernel is told, beside the tensor maps.
-struct Args {
-  const std::int32_t* work_items;
-  const std::int32_t* worker_offsets;
-  const std::int32_t* split_offsets;
-  const std::int32_t* seq_lens;
-  const std::int32_t* block_table;
-  std::int64_t block_table_stride;  ///< elements a request
-  const float* q_scale;             ///< [batch, rows]
-  const std::uint8_t* scale;        ///< the cache's scale plane
-  std::int64_t scale_page_stride;   ///< bytes
-  void* out;                        ///< [batch, rows, 512]
-  float* lse;                       ///< [batch, rows]
-  float* partial_out;               ///< [max_items, rows, 512]
-  float* partial_lse;               ///< [max_items, rows]
-  float logit_factor;               ///< softmax_scale * log2(e)
-  int s;
-  int heads;
-  int rows;   ///< s * heads
-  int tiles;  ///< ceil(rows / 64): CTAs a worker
-  bool causal;
-  bool out_f32;
+struct Args : Work {
+  const float* q_scale;            ///< [batch, rows]
+  const std::uint8_t* scale;       ///< the cache's scale plane
+  std::int64_t scale_page_stride;  ///< bytes
 };
 
 }  // namespace snapmla::cuda_ops::fp8

@@ -20,13 +20,6 @@
 
 namespace snapmla::cuda_ops::fp8 {
 
-struct Maps {
-  CUtensorMap q_latent;
-  CUtensorMap q_rope;
-  CUtensorMap latent;
-  CUtensorMap rope;
-};
-
 __device__ __forceinline__ void init_barriers(std::uint32_t s_base) {
   const auto init = [&](std::uint32_t which, int slots, int arrivals) {
     for (int i = 0; i < slots; ++i) barrier_init(barrier(s_base, which + i), arrivals);

@@ -1,0 +1,98 @@
+// What both decode kernels are told about the work, and how they are launched: once for FP8 and BF16 pages.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/check.h"
+#include "cuda/device/tensor_map.h"
+#include "snapmla/attention.h"
+
+namespace snapmla::cuda_ops {
+
+/// The plan, the requests and where results go. A kernel's own arguments are added by inheritance.
+struct Work {
+  const std::int32_t* work_items;
+  const std::int32_t* worker_offsets;
+  const std::int32_t* split_offsets;
+  const std::int32_t* seq_lens;
+  const std::int32_t* block_table;
+  std::int64_t block_table_stride;  ///< elements a request
+  void* out;                        ///< [batch, rows, 512]
+  float* lse;                       ///< [batch, rows]
+  float* partial_out;               ///< [max_items, rows, 512]
+  float* partial_lse;               ///< [max_items, rows]
+  float logit_factor;               ///< softmax_scale * log2(e)
+  int s;
+  int heads;
+  int rows;   ///< s * heads
+  int tiles;  ///< CTAs a worker: one for each tile of query rows
+  bool causal;
+  bool out_f32;
+};
+
+inline Work make_work(const DecodeParams& params, int tile_rows) {
+  constexpr double kLog2E = 1.4426950408889634;
+  const PlanView& plan = params.plan;
+  const std::int64_t s = params.q_latent.dim(1);
+  const std::int64_t heads = params.q_latent.dim(2);
+  const std::int64_t rows = s * heads;
+  auto* partial_out = params.workspace.as<float>();
+  return {.work_items = plan.work_items.as<std::int32_t>(),
+          .worker_offsets = plan.worker_offsets.as<std::int32_t>(),
+          .split_offsets = plan.split_offsets.as<std::int32_t>(),
+          .seq_lens = params.seq_lens.as<std::int32_t>(),
+          .block_table = params.block_table.as<std::int32_t>(),
+          .block_table_stride = params.block_table.stride(0),
+          .out = params.out.data(),
+          .lse = params.lse.as<float>(),
+          .partial_out = partial_out,
+          .partial_lse = partial_out + plan.shape.max_items * rows * kLatentDim,
+          .logit_factor = static_cast<float>(params.softmax_scale * kLog2E),
+          .s = static_cast<int>(s),
+          .heads = static_cast<int>(heads),
+          .rows = static_cast<int>(rows),
+          .tiles = static_cast<int>((rows + tile_rows - 1) / tile_rows),
+          .causal = params.causal,
+          .out_f32 = params.out.dtype() == DType::kF32};
+}
+
+/// Tensor maps of the queries and the cache, in constant memory: `const __grid_constant__ Maps`.
+struct Maps {
+  CUtensorMap q_latent;
+  CUtensorMap q_rope;
+  CUtensorMap latent;
+  CUtensorMap rope;
+};
+
+inline Maps make_maps(const DecodeParams& params) {
+  const CacheView& cache = params.cache;
+  const DType latent = cache.format == CacheFormat::kFp8 ? DType::kE4M3 : DType::kBF16;
+  return {.q_latent = make_query_map(params.q_latent),
+          .q_rope = make_query_map(params.q_rope),
+          .latent = make_page_map(cache.latent, latent, kLatentDim, cache.num_pages),
+          .rope = make_page_map(cache.rope, DType::kBF16, kRopeDim, cache.num_pages)};
+}
+
+/// Launches a decode kernel, num_workers x tiles CTAs, so that it may start before the kernel ahead of it on
+/// the stream has ended; kernels wait for that one's results themselves (wait_for_previous_grid).
+template <class Args>
+void launch_decode(void (*kernel)(Args, Maps), const Args& args, const DecodeParams& params, int threads,
+                   int shared_bytes, cudaStream_t stream) {
+  SNAPMLA_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(params.plan.shape.num_workers * args.tiles));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  SNAPMLA_CUDA(cudaLaunchKernelEx(&config, kernel, args, make_maps(params)));
+}
+
+}  // namespace snapmla::cuda_ops
