@@ -56,6 +56,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as an FP8 product sees it: tiles of 128 with a scale each; gradients pass straight through."""
+    tiles = x.float().unflatten(-1, (-1, 128))
+    scale = tiles.abs().amax(-1, keepdim=True).clamp_min(1e-26) / torch.finfo(dtype).max
+    stored = ((tiles / scale).to(dtype).float() * scale).flatten(-2)
+    return x + (stored.to(x.dtype) - x).detach()
+
+
 @dataclass
 class Past:
     """What a layer keeps of earlier tokens: normed latents and rotated rope keys."""
@@ -75,6 +83,7 @@ class Attention(nn.Module):
         self.kv_b_proj = nn.Linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False)
         self.o_proj = nn.Linear(heads * c.v_head_dim, c.hidden_size, bias=False)
         self.scale = qk**-0.5
+        self.round_to: torch.dtype | None = None  # what kv_b_proj's input is rounded to in training
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None,
                 rows: Tensor | None) -> tuple[Tensor, Past]:
@@ -93,7 +102,8 @@ class Attention(nn.Module):
             before = past.latent.shape[1]
             latent, rope = torch.cat((past.latent, latent), 1), torch.cat((past.rope, rope), 1)
         total = before + length
-        kv = self.kv_b_proj(latent).view(batch, total, heads, -1).transpose(1, 2)
+        seen = latent if self.round_to is None else rounded(latent, self.round_to)
+        kv = self.kv_b_proj(seen).view(batch, total, heads, -1).transpose(1, 2)
         k_nope, v = kv.split((c.qk_nope_head_dim, c.v_head_dim), -1)
         k = torch.cat((k_nope, rope[:, None].expand(-1, heads, -1, -1)), -1)
         mask, causal = None, True

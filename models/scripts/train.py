@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from data import BEGIN, Pieces, Sequences, Text, load, prompt
 from model import Config, Model, Past, initialise
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -47,6 +48,9 @@ class Recipe:
     adam_rate: float = 0.002
     embedding_rate: float = 0.02
     decay_from: float = 0.4  # the rates fall linearly from here to a twentieth
+    weight_decay: float = 0.02  # of matrices
+    mean_penalty: float = 0  # on the mean square of what all latents of a batch have in common
+    round_to: torch.dtype | None = None  # kv_b_proj's input, as FP8 training rounds the inputs of its products
 
 
 RECIPES = {
@@ -74,6 +78,24 @@ RECIPES = {
             Stage(0.95, 16384, 4, 0.2, 0.15),
             Stage(1.01, 32768, 2, 0.1, 0.1),
         ),
+    ),
+    # after "gpu", from its weights (--from), beside two more runs on the same GPU
+    "settle": Recipe(
+        minutes=1.8,
+        stages=(
+            Stage(0.35, 1024, 64, 0.4, 0.4),
+            Stage(0.60, 4096, 16, 0.4, 0.25),
+            Stage(0.80, 8192, 8, 0.4, 0.2),
+            Stage(1.01, 16384, 4, 0.3, 0.15),
+        ),
+        attention_rate=0.0024,
+        mixing_rate=0.009,
+        adam_rate=0.0012,
+        embedding_rate=0.012,
+        decay_from=0.0,
+        weight_decay=0.1,
+        mean_penalty=0.5,
+        round_to=torch.float8_e4m3fn,
     ),
     # a minute, to see that everything runs
     "smoke": Recipe(minutes=1, stages=(Stage(0.7, 128, 4, 0.3, 0.6), Stage(1.01, 1024, 1, 0.0, 0.2, tail=256))),
@@ -156,7 +178,7 @@ def optimizers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
         {"params": final, "lr": 0.1 * recipe.adam_rate},
     ]
     matrices = [{"params": attention, "lr": recipe.attention_rate}, {"params": mixing, "lr": recipe.mixing_rate}]
-    made = [Muon(matrices, recipe.mixing_rate), torch.optim.Adam(groups, betas=(0.9, 0.97), eps=1e-10)]
+    made = [Muon(matrices, recipe.mixing_rate, decay=recipe.weight_decay), torch.optim.Adam(groups, betas=(0.9, 0.97), eps=1e-10)]
     for opt in made:
         for group in opt.param_groups:
             group["base"] = group["lr"]
@@ -164,8 +186,8 @@ def optimizers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def loss_of(model: Model, ids: Tensor, weights: Tensor, positions: Tensor,
-            tail: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted loss, and the (detached) losses and weights of the targets."""
+            tail: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weighted loss, the (detached) losses and weights of the targets, and the mean square of the latents' means."""
     past = None
     if tail:
         head = ids.shape[1] - tail
@@ -180,11 +202,12 @@ def loss_of(model: Model, ids: Tensor, weights: Tensor, positions: Tensor,
                 ]
         past = entries
         ids, weights, positions = ids[:, head:], weights[:, head:], positions[:, head:]
-    hidden, _ = model(ids, positions, past)
+    hidden, kept = model(ids, positions, past)
     logits = model.logits(hidden[:, :-1]).float()
     targets = weights[:, 1:].flatten()
     each = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return (each * targets).sum() / targets.sum(), each.detach(), targets
+    common = sum(k.latent.flatten(0, 1).float().mean(0).square().mean() for k in kept)
+    return (each * targets).sum() / targets.sum(), each.detach(), targets, common
 
 
 @torch.no_grad()
@@ -220,6 +243,26 @@ def text_loss(model: Model, ids: np.ndarray, window: int = 512, count: int = 40)
     return total / count
 
 
+def weights_of(path: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a checkpoint of this script, or of an exported model.safetensors."""
+    if path.suffix == ".pt":
+        return torch.load(path, map_location="cpu", weights_only=False)["model"]
+    exported = load_file(path)
+    weights = {}
+    for name, value in like.items():
+        *module, last = name.split(".")
+        prefix = ".".join(["model", *module])
+        if last == "router":
+            weights[name] = exported[f"{prefix}.gate.weight"]
+        elif last == "e_score_correction_bias":
+            weights[name] = exported[f"{prefix}.gate.{last}"]
+        elif value.ndim == 3:
+            weights[name] = torch.stack([exported[f"{prefix}.experts.{e}.{last}.weight"] for e in range(len(value))])
+        else:
+            weights[name] = exported[f"model.{name}"]
+    return {name: w.float() for name, w in weights.items()}
+
+
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--work", type=Path, default=Path("work"))
@@ -232,7 +275,7 @@ def main() -> None:
     args.add_argument("--scale", type=float, default=1.0, help="of all learning rates")
     args.add_argument("--minutes", type=float, default=0, help="instead of the recipe's time")
     args.add_argument("--from", dest="start", type=Path,
-                      help="take the weights of this checkpoint, start the clock anew")
+                      help="take the weights of this checkpoint or model.safetensors, start the clock anew")
     opts = args.parse_args()
     if opts.threads:
         torch.set_num_threads(opts.threads)
@@ -247,6 +290,8 @@ def main() -> None:
     initialise(model)
     model.to(device)
     optims = optimizers(model, recipe)
+    for layer in model.layers:
+        layer.self_attn.round_to = recipe.round_to
     done, steps, tokens, asked = 0.0, 0, 0, 0
     path = opts.work / f"{opts.name}.pt"
     if path.exists():
@@ -260,7 +305,7 @@ def main() -> None:
         done, steps, tokens = saved["seconds"], saved["steps"], saved["tokens"]
         print(f"resuming after {done / 60:.1f} minutes, {steps} steps")
     elif opts.start:
-        model.load_state_dict(torch.load(opts.start, map_location=device, weights_only=False)["model"])
+        model.load_state_dict(weights_of(opts.start, model.state_dict()))
 
     def save() -> None:
         state = {
@@ -290,8 +335,8 @@ def main() -> None:
                 group["lr"] = opts.scale * rate * group["base"]
         ids, weights, positions = (made.to(device, non_blocking=True) for made in next(batches))
         with cast:
-            loss, each, targets = loss_of(model, ids, weights, positions, stage.tail)
-        loss.backward()
+            loss, each, targets, common = loss_of(model, ids, weights, positions, stage.tail)
+        (loss + recipe.mean_penalty * common).backward()
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0))
         for opt in optims:
             opt.step()
@@ -301,7 +346,7 @@ def main() -> None:
                 layer.mlp.balance(0.01 * rate)
         steps += 1
         tokens += ids.numel()
-        found = {"loss": float(loss.detach()), "norm": norm}
+        found = {"loss": float(loss.detach()), "norm": norm, "common": float(common.detach())}
         for name, wanted in (("text", targets == 1), ("answers", targets > 1)):
             if wanted.any():
                 found[name] = float(each[wanted].mean())
