@@ -2,10 +2,11 @@
 """Measures the bundled model and keeps README.md's figures in step with the result files.
 
     scripts/results.py measure     # runs eval and the engine benchmark, writes bench/results/*.json (about 20 minutes)
-    scripts/results.py render      # redraws the block between the marks in README.md from those files
+    scripts/results.py render      # redraws the blocks between the marks in README.md from those files
     scripts/results.py check       # fails if README.md is not what render would write
 
-Every result file names its command, machine, date and commit. Standard library only.
+Every result file names its command, machine, date and commit; those measured on a GPU are made by hand, from the JSON
+of the command they name. Standard library only.
 """
 
 import argparse
@@ -25,7 +26,6 @@ EVAL = "build/cpu/apps/snapmla eval models/tiny-mla --passkey --samples 20 --len
 PAIRS = "build/cpu/apps/snapmla eval models/tiny-mla --tokens 0 --pairs 64 --samples 40 --lengths 2k,8k --json"
 BENCH = "build/cpu/bench/snapmla_bench --benchmark_filter=decode_tokens --benchmark_repetitions=5 --benchmark_format=json"
 FILES = {"eval-tiny-mla-cpu.json": EVAL, "pairs-tiny-mla-cpu.json": PAIRS, "engine-tiny-mla-cpu.json": BENCH}
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def machine() -> str:
@@ -117,15 +117,47 @@ def source(record: dict) -> str:
     return f"<sub>`{record['command']}` on {record['machine']}, {record['date']}, at {record['commit']}.</sub>"
 
 
+def render_kernels(record: dict) -> list[str]:
+    """A line a shape: the decode kernel on FP8 pages beside ours on BF16 pages, measured in one run."""
+    by_shape: dict[tuple, dict[str, dict]] = {}
+    for point in record["result"]["results"]:
+        shape = (point["batch"], point["seq_len"], point["heads"], point["seq_q"])
+        by_shape.setdefault(shape, {})[point["dtype"]] = point
+    rows = []
+    for (batch, seq_len, heads, seq_q), points in by_shape.items():
+        fp8, bf16 = points["fp8"], points["bf16"]
+        groups = [f"{batch}x{seq_len}"] if isinstance(seq_len, int) else seq_len.split("+")
+        requests = " + ".join("{} × {:,}".format(*map(int, group.split("x"))) for group in groups)
+        rows.append([
+            requests, str(heads), str(seq_q), f"{fp8['us']:.1f}", f"{fp8['us_with_quant']:.1f}",
+            f"{bf16['us']:.1f}", f"{bf16['us'] / fp8['us_with_quant']:.2f}", f"{fp8['gbps']:,.0f}",
+            f"{fp8['tflops']:.0f}", f"{100 * fp8['rel_err']:.2f} %",
+        ])
+    header = ["requests × tokens", "heads", "query tokens", "FP8, µs", "with quantize_q, µs", "BF16, µs", "BF16 / FP8",
+              "GB/s", "TFLOPS", "error"]
+    return [*table(header, rows), "", source(record)]
+
+
+BLOCKS = {  # between <!-- NAME:begin --> and <!-- NAME:end --> in README.md
+    "results": (
+        (render_eval, "eval-tiny-mla-cpu.json"),
+        (render_eval, "pairs-tiny-mla-cpu.json"),
+        (render_bench, "engine-tiny-mla-cpu.json"),
+    ),
+    "kernels": ((render_kernels, "decode-h200.json"),),
+}
+
+
 def rendered() -> tuple[str, str]:
     """README.md as it is, and as the result files say it should be."""
-    readme = (ROOT / "README.md").read_text()
-    load = lambda name: json.loads((RESULTS / name).read_text())
-    block = [*render_eval(load("eval-tiny-mla-cpu.json")), "", *render_eval(load("pairs-tiny-mla-cpu.json")), "",
-             *render_bench(load("engine-tiny-mla-cpu.json"))]
-    head, rest = readme.split(BEGIN)
-    _, tail = rest.split(END)
-    return readme, head + BEGIN + "\n" + "\n".join(block) + "\n" + END + tail
+    readme = wanted = (ROOT / "README.md").read_text()
+    for name, parts in BLOCKS.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        blocks = ["\n".join(draw(json.loads((RESULTS / file).read_text()))) for draw, file in parts]
+        head, rest = wanted.split(begin)
+        _, tail = rest.split(end)
+        wanted = head + begin + "\n" + "\n\n".join(blocks) + "\n" + end + tail
+    return readme, wanted
 
 
 def main() -> None:

@@ -168,10 +168,10 @@ std::int64_t decode_workspace_bytes(const Backend& backend, const PlanShape& sha
 
 /// Attention of S*H query rows a request over its cached tokens, splits combined: out and lse complete.
 /// A row that sees no token gets out = 0 and lse = -inf. Slots past seq_len are never used: any bytes, NaN
-/// codes included, may lie there. FP8 pages: P is quantized per row and 64-token block against the block's
-/// own maximum after the value scale is folded in; partial sums of PV are promoted to fp32 each block, so the
-/// error does not grow with seq_len (bounds: docs/numerics.md, held by tests/reference/decode_test.cc). BF16
-/// pages: P is rounded to bf16.
+/// codes included, may lie there. FP8 pages: P is quantized per row and block against the block's own range
+/// after the value scale is folded in; partial sums of PV are promoted to fp32 each block, so the error does
+/// not grow with seq_len. A block is a page (reference) or two (CUDA). Bounds: docs/numerics.md, held by
+/// tests/reference/decode_test.cc and tests/cuda/decode_test.cc. BF16 pages: P is rounded to bf16.
 void decode(Backend& backend, const DecodeParams& params, Stream stream);
 
 struct CombineParams {
