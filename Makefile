@@ -5,12 +5,16 @@ PREFIX ?= /usr/local
 DEMO_PROMPT ?= "And it came to pass"
 DEMO_ARGS ?= --max-tokens 96 --temperature 0.6 --top-p 0.9 --seed 4
 BENCH_ARGS ?=
+PYTHON ?= python3
+TORCH ?= 2.15.0
+TORCH_OLDEST ?= 2.10.0
+PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps check-deps build demo test test-slow asan cuda bench format check-format tidy results install clean
+.PHONY: help deps check-deps python-deps build demo test test-slow test-python test-python-oldest wheel asan cuda bench format check-format tidy results install clean
 
 help: ## list these targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 deps: ## install the Debian packages that are missing (apt-get, with sudo when not root)
 	@scripts/install_deps.sh build
@@ -35,6 +39,32 @@ test: build ## run all tests but the slow ones (under 5 minutes on 2 cores)
 
 test-slow: build ## run the slow tests: long contexts, large products
 	@ctest --preset slow -j $(JOBS)
+
+# Virtual environments with torch: one a version, made once. PyPI's torch for x86-64 brings its CUDA libraries along (4.6 GB, two
+# minutes), GPU or not; they are needed to import it, so there is no lighter one there. The kernels are built where a GPU is.
+VENV := build/python/torch-$(TORCH)
+VENV_OLDEST := build/python/torch-$(TORCH_OLDEST)
+WHEEL_CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
+
+python-deps:
+	@scripts/install_deps.sh python
+
+build/python/torch-%/ready: | python-deps
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install -q --disable-pip-version-check torch==$* numpy pytest scikit-build-core
+	@touch $@
+
+wheel: $(VENV)/ready ## build the Python package (torch ops) into build/python/dist
+	@$(VENV)/bin/pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w build/python/dist \
+	  -C build-dir=build/python/cmake -C cmake.define.SNAPMLA_CUDA=$(WHEEL_CUDA) .
+
+test-python: wheel ## test the Python package with the newest torch it knows
+	@$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall build/python/dist/*.whl
+	@$(VENV)/bin/python -m pytest -q $(PYTEST_ARGS)
+
+test-python-oldest: wheel $(VENV_OLDEST)/ready ## test the same wheel with the oldest torch it serves
+	@$(VENV_OLDEST)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall build/python/dist/*.whl
+	@$(VENV_OLDEST)/bin/python -m pytest -q $(PYTEST_ARGS)
 
 asan: deps build/asan/build.ninja ## run the same tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@cmake --build --preset asan -j $(JOBS)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are missing, and does nothing at all when none is.
 #   scripts/install_deps.sh build     what building, testing and running need
+#   scripts/install_deps.sh python    what building and testing the Python package need (torch.compile compiles C++ for Python)
 #   scripts/install_deps.sh check     what the format and tidy checks need beside that
 # With root or sudo it calls apt-get; without, it names what is missing and stops. On a system without dpkg it leaves the
 # choice to the reader and to CMake, which names each missing part.
@@ -13,12 +14,16 @@ case ${1:-} in
     libraries="nlohmann-json3-dev libpcre2-dev libcli11-dev libspdlog-dev libfmt-dev libgtest-dev libgmock-dev
                libbenchmark-dev"
     ;;
+  python)
+    tools="g++:g++ cmake:cmake ninja:ninja-build python3:python3"
+    libraries="python3-venv python3-dev"
+    ;;
   check)
     tools="clang-format-14:clang-format-14 clang-tidy-14:clang-tidy-14"
     libraries=""
     ;;
   *)
-    echo "usage: scripts/install_deps.sh build|check" >&2
+    echo "usage: scripts/install_deps.sh build|python|check" >&2
     exit 2
     ;;
 esac
