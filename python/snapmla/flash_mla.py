@@ -1,0 +1,151 @@
+"""FlashMLA's dense decode functions on snapmla's kernels: change the import, keep the calls.
+
+    from snapmla.flash_mla import flash_mla_with_kvcache, get_mla_metadata          # was: from flash_mla import ...
+
+What is FlashMLA's here: names, argument order and defaults (its flash_mla_interface.py of April 2026), the softmax scale
+q.shape[-1]**-0.5, lse as [batch, heads, s] with +inf for rows that see no token, metadata planned on first use, block-table
+entries past a request's last page never read, and any bytes, NaN included, in unused slots. What is not: sparse attention
+(indices and what goes with it), FP16, more than one KV head, and head_dim 512.
+
+For FP8 pages, `flash_mla_with_fp8_kvcache` takes the same arguments with a PagedCache (or the tensor behind one) as the
+cache. It quantizes q itself; k_cache must be written by snapmla.append_kv.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ._cache import LATENT_DIM, PAGE_TOKENS, TOKEN_DIM, PagedCache
+from ._ops import decode, quantize_q
+from ._plan import Plan, plan
+
+__all__ = ["SchedMeta", "flash_mla_with_fp8_kvcache", "flash_mla_with_kvcache", "get_mla_metadata"]
+
+
+@dataclasses.dataclass
+class SchedMeta:
+    """What get_mla_metadata returns: empty, until the first call with it plans for that call's cache_seqlens.
+
+    It serves all later calls of the same shapes and the same lengths, as FlashMLA's does. For the next step's lengths take
+    a new one, or, to keep a captured graph working, call meta.plan.update(cache_seqlens).
+    """
+
+    plan: Plan | None = None
+    config: tuple | None = None
+
+
+def get_mla_metadata(*args, **kwargs) -> tuple[SchedMeta, None]:
+    """An empty SchedMeta and None, which stands where FlashMLA once returned num_splits. Arguments are ignored."""
+    return SchedMeta(), None
+
+
+def flash_mla_with_kvcache(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    block_table: torch.Tensor | None,
+    cache_seqlens: torch.Tensor | None,
+    head_dim_v: int,
+    tile_scheduler_metadata: SchedMeta,
+    num_splits: None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    is_fp8_kvcache: bool = False,
+    indices: torch.Tensor | None = None,
+    attn_sink: torch.Tensor | None = None,
+    extra_k_cache: torch.Tensor | None = None,
+    extra_indices_in_kvcache: torch.Tensor | None = None,
+    topk_length: torch.Tensor | None = None,
+    extra_topk_length: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense decode over a BF16 cache.
+
+    Args:
+        q: bfloat16 [batch, s, heads, 576], latent then rope; heads 1 .. 128, s * heads up to 1,024; any strides but the last.
+        k_cache: bfloat16 [num_pages, 64, 1, 576].
+        block_table: int32 [batch, max_pages].
+        cache_seqlens: int32 [batch], the s tokens being decoded included.
+        head_dim_v: 512.
+        tile_scheduler_metadata: of get_mla_metadata; planned by the first call.
+        num_splits: None.
+        softmax_scale: q.shape[-1]**-0.5 if None. MLA models want that of their un-absorbed head dim: give it.
+        causal: query i of s sees the first seq_len - s + i + 1 tokens; else every query sees all.
+        is_fp8_kvcache and the rest: must be left at their defaults; flash_mla_with_fp8_kvcache is for FP8.
+
+    Returns:
+        (out bfloat16 [batch, s, heads, 512], lse float32 [batch, heads, s], natural logarithm, +inf where a row sees
+        nothing and out is 0).
+
+    Raises:
+        ValueError: an argument this package does not take, or that does not go with tile_scheduler_metadata's first call.
+    """
+    _require(not is_fp8_kvcache, "is_fp8_kvcache=True means FlashMLA's sparse format; for FP8 pages call "
+             "flash_mla_with_fp8_kvcache")
+    sparse = dict(indices=indices, attn_sink=attn_sink, extra_k_cache=extra_k_cache,
+                  extra_indices_in_kvcache=extra_indices_in_kvcache, topk_length=topk_length,
+                  extra_topk_length=extra_topk_length)
+    for name, value in sparse.items():
+        _require(value is None, f"{name} must be None: there is no sparse attention here")
+    _require(k_cache.dtype == torch.bfloat16 and k_cache.dim() == 4
+             and tuple(k_cache.shape[1:]) == (PAGE_TOKENS, 1, TOKEN_DIM),
+             f"k_cache must be bfloat16 [num_pages, 64, 1, 576]; got {_text(k_cache)}")
+    return _decode(q, PagedCache.from_records(k_cache), block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata,
+                   num_splits, softmax_scale, causal)
+
+
+def flash_mla_with_fp8_kvcache(
+    q: torch.Tensor,
+    k_cache: PagedCache | torch.Tensor,
+    block_table: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    head_dim_v: int,
+    tile_scheduler_metadata: SchedMeta,
+    num_splits: None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """flash_mla_with_kvcache over FP8 pages, 644 bytes a token instead of 1,152.
+
+    Args:
+        k_cache: an FP8 PagedCache, or the uint8 tensor of its records [num_pages, 41,216 bytes or more].
+        All others as in flash_mla_with_kvcache; q is BF16 and quantized here, one scale a (token, head).
+
+    Returns and raises as flash_mla_with_kvcache.
+    """
+    cache = k_cache if isinstance(k_cache, PagedCache) else PagedCache.from_records(k_cache)
+    _require(cache.format == "fp8", "k_cache must hold FP8 pages: a PagedCache of format fp8, or its uint8 records")
+    return _decode(q, cache, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata, num_splits, softmax_scale,
+                   causal)
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise ValueError(f"[flash_mla] {text}")
+
+
+def _text(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _decode(q, cache, block_table, cache_seqlens, head_dim_v, meta, num_splits, softmax_scale, causal):
+    _require(isinstance(meta, SchedMeta), "tile_scheduler_metadata must come from snapmla.flash_mla.get_mla_metadata")
+    _require(num_splits is None, "num_splits must be None")
+    _require(head_dim_v == LATENT_DIM, f"head_dim_v must be 512; got {head_dim_v}")
+    _require(block_table is not None and cache_seqlens is not None, "block_table and cache_seqlens must be given")
+    _require(q.dtype == torch.bfloat16 and q.dim() == 4 and q.shape[3] == TOKEN_DIM,
+             f"q must be bfloat16 [batch, s, heads, 576]; got {_text(q)}")
+    _, s, heads, _ = q.shape
+    config = (*q.shape[:3], causal, cache.format, q.device)
+    if meta.plan is None:
+        meta.plan, meta.config = plan(cache_seqlens, rows=s * heads), config
+    _require(meta.config == config, f"tile_scheduler_metadata was planned for {meta.config} "
+             f"(batch, s, heads, causal, format, device); got {config}")
+    latent, rope = q[..., :LATENT_DIM], q[..., LATENT_DIM:]
+    if cache.format == "fp8":
+        query = quantize_q(latent, rope)
+    else:
+        query = (latent.contiguous(), rope.contiguous(), None)
+    scale = TOKEN_DIM**-0.5 if softmax_scale is None else softmax_scale
+    out, lse = decode(*query, cache, block_table, cache_seqlens, meta.plan, scale, causal=causal)
+    return out, torch.where(lse == -torch.inf, torch.inf, lse).transpose(1, 2).contiguous()
