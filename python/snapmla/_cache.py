@@ -42,23 +42,17 @@ class PagedCache:
         num_pages: pages in the pool.
         records: the one tensor behind the pool, or None where the planes are separate tensors:
             u8 [num_pages, page_stride] for FP8, bf16 [num_pages, 64, 576] for BF16.
-        latent: view [num_pages, 64, 512], float8_e4m3fn or bfloat16. Real latent = stored * scale.
-        rope: view [num_pages, 64, 64], bfloat16. Real rope = stored * scale.
-        scale: view [num_pages, 64], float32; None for BF16.
     """
 
-    __slots__ = ("format", "num_pages", "records", "latent", "rope", "scale", "op_args")
+    __slots__ = ("format", "num_pages", "records", "op_args")
 
-    def __init__(self, format, records, latent, rope, scale):
+    def __init__(self, format, num_pages, records, planes=(None, None, None)):
         self.format: str = format
-        self.num_pages: int = latent.shape[0]
+        self.num_pages: int = num_pages
         self.records: torch.Tensor | None = records
-        self.latent: torch.Tensor = latent
-        self.rope: torch.Tensor = rope
-        self.scale: torch.Tensor | None = scale
         # One tensor to the ops where one will do: less to check in every call, and for torch.compile a pool that an op
         # writes must not come in as several views of different dtypes.
-        self.op_args = (records, None, None) if records is not None else (latent, rope, scale)
+        self.op_args = planes if records is None else (records, None, None)
 
     @classmethod
     def allocate(cls, num_pages: int, format: str = "fp8", *, device: torch.device | str | None = None,
@@ -99,21 +93,19 @@ class PagedCache:
         """
         if records.dtype == torch.uint8:
             page_bytes = PAGE_TOKENS * _TOKEN_BYTES["fp8"]
-            dense = records.dim() >= 2 and (records.numel() == 0 or records[0].is_contiguous())
-            width = records[0].numel() if records.dim() >= 2 and records.shape[0] else page_bytes
+            width = dense = 1
+            for extent, stride in zip(reversed(records.shape[1:]), reversed(records.stride()[1:])):
+                dense = dense and (extent == 1 or stride == width)
+                width *= extent
             _require(dense and width >= page_bytes,
                      f"FP8 records must be uint8 [num_pages, at least {page_bytes}], dense within a page; got "
                      f"{_tensor_text(records)} with strides {list(records.stride())}")
-            pages = records.flatten(1) if records.shape[0] else records.new_empty(0, page_bytes)
-            latent = pages[:, :_ROPE_AT].view(torch.float8_e4m3fn).unflatten(1, (PAGE_TOKENS, LATENT_DIM))
-            rope = pages[:, _ROPE_AT:_SCALE_AT].view(torch.bfloat16).unflatten(1, (PAGE_TOKENS, ROPE_DIM))
-            scale = pages[:, _SCALE_AT:page_bytes].view(torch.float32)
-            return cls("fp8", pages, latent, rope, scale)
+            return cls("fp8", records.shape[0], records if records.dim() == 2 else records.flatten(1))
         rows = records.squeeze(2) if records.dim() == 4 and records.shape[2] == 1 else records
         _require(rows.dtype == torch.bfloat16 and rows.dim() == 3 and tuple(rows.shape[1:]) == (PAGE_TOKENS, TOKEN_DIM),
                  "records must be uint8 [num_pages, bytes] (FP8) or bfloat16 [num_pages, 64, 576] or "
                  f"[num_pages, 64, 1, 576] (BF16); got {_tensor_text(records)}")
-        return cls("bf16", rows, rows[..., :LATENT_DIM], rows[..., LATENT_DIM:], None)
+        return cls("bf16", rows.shape[0], rows)
 
     @classmethod
     def from_planes(cls, latent: torch.Tensor, rope: torch.Tensor, scale: torch.Tensor | None = None) -> PagedCache:
@@ -139,11 +131,38 @@ class PagedCache:
         if scale is not None:
             _require(scale.dtype == torch.float32 and tuple(scale.shape) == (pages, PAGE_TOKENS),
                      f"scale must be float32 [{pages}, 64]; got {_tensor_text(scale)}")
-        return cls("fp8" if fp8 else "bf16", None, latent, rope, scale)
+        return cls("fp8" if fp8 else "bf16", pages, None, (latent, rope, scale))
+
+    @property
+    def latent(self) -> torch.Tensor:
+        """View [num_pages, 64, 512], float8_e4m3fn or bfloat16. Real latent = stored * scale."""
+        if self.records is None:
+            return self.op_args[0]
+        if self.format == "bf16":
+            return self.records[..., :LATENT_DIM]
+        return self.records[:, :_ROPE_AT].view(torch.float8_e4m3fn).unflatten(1, (PAGE_TOKENS, LATENT_DIM))
+
+    @property
+    def rope(self) -> torch.Tensor:
+        """View [num_pages, 64, 64], bfloat16. Real rope = stored * scale."""
+        if self.records is None:
+            return self.op_args[1]
+        if self.format == "bf16":
+            return self.records[..., LATENT_DIM:]
+        return self.records[:, _ROPE_AT:_SCALE_AT].view(torch.bfloat16).unflatten(1, (PAGE_TOKENS, ROPE_DIM))
+
+    @property
+    def scale(self) -> torch.Tensor | None:
+        """View [num_pages, 64], float32; None for BF16."""
+        if self.records is None:
+            return self.op_args[2]
+        if self.format == "bf16":
+            return None
+        return self.records[:, _SCALE_AT : PAGE_TOKENS * _TOKEN_BYTES["fp8"]].view(torch.float32)
 
     @property
     def device(self) -> torch.device:
-        return self.latent.device
+        return self.op_args[0].device
 
     @property
     def token_bytes(self) -> int:

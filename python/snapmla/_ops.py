@@ -22,11 +22,17 @@ from ._plan import Plan
 
 
 class QuantizedQ(NamedTuple):
-    """What quantize_q returns: unpack it into decode, `decode(*quantize_q(...), cache, ...)`."""
+    """What quantize_q returns: unpack it into decode, `decode(*quantize_q(...), cache, ...)`.
 
-    latent: torch.Tensor  #: float8_e4m3fn [batch, s, heads, 512]; real = latent * scale
-    rope: torch.Tensor  #: bfloat16 [batch, s, heads, 64]; real = rope * scale
-    scale: torch.Tensor  #: float32 [batch, s, heads]
+    Attributes:
+        latent: float8_e4m3fn [batch, s, heads, 512]; real = latent * scale.
+        rope: bfloat16 [batch, s, heads, 64]; real = rope * scale.
+        scale: float32 [batch, s, heads].
+    """
+
+    latent: torch.Tensor
+    rope: torch.Tensor
+    scale: torch.Tensor
 
 
 def quantize_q(q_latent: torch.Tensor, q_rope: torch.Tensor, *, cos_sin: torch.Tensor | None = None,
