@@ -217,9 +217,10 @@ def quantization_scale(amax: torch.Tensor, scale_rule: str = "pow2") -> torch.Te
     _require(scale_rule in ("pow2", "amax"), f"scale_rule must be pow2 or amax; got {scale_rule!r}")
     finite = torch.isfinite(amax)
     if scale_rule == "amax":
-        return torch.where(finite, amax.clamp_min(1e-26) / E4M3_MAX, 1.0)
+        # A division by a number would become a product with its reciprocal on CUDA, which rounds otherwise.
+        return torch.where(finite, amax.clamp_min(1e-26) / torch.full_like(amax, E4M3_MAX), 1.0)
     # amax = fraction * 2^exponent with fraction in [0.5, 1), 448 = 0.875 * 2^9: no rounding anywhere.
     fraction, exponent = torch.frexp(amax)
     exponent = (exponent - torch.where(fraction <= 0.875, 9, 8)).clamp(-40, 40)
-    scale = torch.ldexp(torch.ones_like(amax), exponent)
+    scale = ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
     return torch.where(finite & (amax > 0), scale, 1.0)

@@ -141,26 +141,28 @@ def expected(problem):
             p = (logits - lse[b, i, :, None]).exp()
             out[b, i] = p @ keys[:, :LATENT]
             magnitude = problem.softmax_scale * (q[i].abs() @ keys.abs().T).amax(-1)
-            # Sums in fp32 on the CPU: at most 576 roundings of 2^-24, here taken as 2^-17 together. A tensor core adds
-            # e4m3 products with about 14 bits (docs/numerics.md): 2^-12 of the largest.
-            width = 2**-12 if problem.device.type == "cuda" and case.format == "fp8" else 2**-17
+            # Sums in fp32: 576 roundings of 2^-24, here taken as 2^-17 together. A tensor core adds e4m3 products with
+            # about 14 bits, in 16 steps (docs/numerics.md): 2^-10.
+            width = 2**-10 if problem.device.type == "cuda" and case.format == "fp8" else 2**-17
             lse_error[b, i] = width * magnitude + 2**-20 * (1 + lse[b, i].abs())
-            out_error[b, i] = rounding_of_p(case, p, keys, scale[:sees]) + 4 * width * (1 + magnitude) * (
+            out_error[b, i] = rounding_of_p(problem, p, keys, scale[:sees]) + 4 * width * (1 + magnitude) * (
                 p @ keys[:, :LATENT].norm(dim=-1))
     return out, lse, out_error, lse_error
 
 
-def rounding_of_p(case, p, keys, scale):
+def rounding_of_p(problem, p, keys, scale):
     """Six standard deviations of the error that rounding P causes in a row of out. A step is 2^-3 of the value for e4m3
     (2^-9 of the block's unit where subnormal, the unit being max(p s) / 448 / s), 2^-7 for bf16; the error of a step is
-    uniform, so its deviation is step / sqrt(12)."""
-    if case.format == "bf16":
+    uniform, so its deviation is step / sqrt(12). A block is a page; on CUDA it is two, and the unit a bound that costs up
+    to two binades (docs/numerics.md)."""
+    if problem.case.format == "bf16":
         step = 2**-7 * p
     else:
         step = 2**-3 * p
-        for begin in range(0, p.shape[1], PAGE):
-            block = slice(begin, begin + PAGE)
-            unit = (p[:, block] * scale[block]).amax(-1, keepdim=True) / 448 / scale[block]
+        tokens, bound = (2 * PAGE, 4) if problem.device.type == "cuda" else (PAGE, 1)
+        for begin in range(0, p.shape[1], tokens):
+            block = slice(begin, begin + tokens)
+            unit = bound * (p[:, block] * scale[block]).amax(-1, keepdim=True) / 448 / scale[block]
             step[:, block] = torch.maximum(step[:, block], 2**-9 * unit)
     value = keys[:, :LATENT].norm(dim=-1)
     return 6 / 12**0.5 * (step * value).square().sum(-1).sqrt()

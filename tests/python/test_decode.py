@@ -125,11 +125,11 @@ def test_combine(device, dtype):
         got_lse = lse[b].cpu().flatten().double()
         assert torch.equal(got_lse.isinf(), want_lse.isinf())
         seen = ~want_lse.isinf()
-        assert torch.allclose(got_lse[seen], want_lse[seen], rtol=2**-20, atol=1e-6)
-        # Three or fewer fp32 roundings a term, |values| up to 5; and the final one of bf16.
+        assert torch.allclose(got_lse[seen], want_lse[seen], rtol=2**-20, atol=2**-18)
+        # 2^-19 of the largest partial (docs/numerics.md), which is below 6; and the final rounding to bf16.
         rounding = 2**-8 if dtype == torch.bfloat16 else 0
         error = (out[b].cpu().flatten(0, 1).double() - want).abs()
-        assert (error <= rounding * want.abs() + 2**-17).all()
+        assert (error <= rounding * want.abs() + 6 * 2**-19).all()
     again = torch.empty_like(out), torch.empty_like(lse)
     snapmla.combine(on(partial_out), on(partial_lse), on(split_offsets), out=again[0], lse=again[1])
     assert torch.equal(again[0], out) and torch.equal(again[1], lse)

@@ -40,13 +40,13 @@ def make(device, batch, s, tokens, heads, varying, empty=False, seed=0):
 
 
 def attention(q, pages, table, lens, causal, scale):
-    """fp64, a request at a time; rows without tokens give 0 and +inf."""
-    q, pages, table = q.cpu().double(), pages.cpu().flatten(2).double(), table.cpu().long()
+    """fp64, a request at a time, on the device of q; rows without tokens give 0 and +inf."""
     batch, s, heads, _ = q.shape
+    q, pages, table = q.double(), pages.flatten(2), table.long()
     out = torch.zeros(batch, s, heads, 512, dtype=torch.float64)
     lse = torch.full((batch, heads, s), torch.inf, dtype=torch.float64)
     for b, length in enumerate(lens.tolist()):
-        keys = pages[table[b, : -(-length // PAGE)]].flatten(0, 1)[:length]
+        keys = pages[table[b, : -(-length // PAGE)]].flatten(0, 1)[:length].double()
         for i in range(s):
             sees = length - s + i + 1 if causal else length
             if sees > 0:
@@ -88,9 +88,10 @@ def test_bf16_empty_requests(device, batch, s, tokens, heads, varying, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("batch, s, heads", [(64, 1, 128), (6, 4, 126), (64, 2, 64), (128, 2, 128)])
-def test_bf16_large(cuda_device, batch, s, heads, causal):
-    check_bf16(make(cuda_device, batch, s, 4096, heads, True, empty=batch == 128), causal)
+@pytest.mark.parametrize("batch, s, tokens, heads", [
+    (64, 1, 4096, 128), (6, 4, 4096, 126), (64, 2, 4096, 64), (128, 2, 1000, 128), (1, 1, 100_000, 128)])
+def test_bf16_large(cuda_device, batch, s, tokens, heads, causal):
+    check_bf16(make(cuda_device, batch, s, tokens, heads, batch > 1, empty=batch == 128), causal)
 
 
 def check_bf16(problem, causal):

@@ -156,13 +156,16 @@ def test_memory_is_steady(device):
                 plan.update(out)
 
     calls(500)
+    tensors = [*query, problem.cache.records, problem.block_table, problem.seq_lens, plan.data, out, lse, workspace]
+    holders = [x._use_count() for x in tensors]
     before = resident_bytes()
     allocated = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     calls(2500)
     if device.type == "cuda":
         torch.cuda.synchronize()
         assert torch.cuda.memory_allocated() == allocated
-    # A lost tensor handle would be 10,000 times some hundred bytes; the allocator's own wandering is below that.
+    assert [x._use_count() for x in tensors] == holders
+    # Outputs that nobody frees would be 5,000 times some kilobytes; the allocator's own wandering is below that.
     assert resident_bytes() - before < 1 << 20
 
 
