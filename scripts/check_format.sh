@@ -8,6 +8,6 @@ formatter=${CLANG_FORMAT:-clang-format-14}
 mode=(--dry-run -Werror)
 [[ ${1:-} == --fix ]] && mode=(-i)
 
-mapfile -t files < <(find include src apps tests bench -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+mapfile -t files < <(find include src apps python tests bench -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 "$formatter" "${mode[@]}" "${files[@]}"
 echo "clang-format: ${#files[@]} files in order"

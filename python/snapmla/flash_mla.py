@@ -141,11 +141,12 @@ def _decode(q, cache, block_table, cache_seqlens, head_dim_v, meta, num_splits, 
         meta.plan, meta.config = plan(cache_seqlens, rows=s * heads), config
     _require(meta.config == config, f"tile_scheduler_metadata was planned for {meta.config} "
              f"(batch, s, heads, causal, format, device); got {config}")
-    latent, rope = q[..., :LATENT_DIM], q[..., LATENT_DIM:]
+    latent, rope = q.split((LATENT_DIM, TOKEN_DIM - LATENT_DIM), -1)
     if cache.format == "fp8":
         query = quantize_q(latent, rope)
     else:
         query = (latent.contiguous(), rope.contiguous(), None)
     scale = TOKEN_DIM**-0.5 if softmax_scale is None else softmax_scale
     out, lse = decode(*query, cache, block_table, cache_seqlens, meta.plan, scale, causal=causal)
-    return out, torch.where(lse == -torch.inf, torch.inf, lse).transpose(1, 2).contiguous()
+    lse.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=torch.inf)  # -inf to +inf, the rest as it is, in one launch
+    return out, lse.transpose(1, 2).contiguous()
