@@ -2,9 +2,9 @@
 //
 // A CTA serves 64 query rows of a request and walks its pages one by one. A page is 72 KB, so shared memory
 // holds little more than three of them, and the time from a freed buffer to the next use of it (load, QK,
-// softmax, PV) is what limits the kernel. Two things buy buffer space: - more than half of Q lives in
-// registers of the QK warpgroup (latent dims 0-255 and RoPE, 80 registers a thread), - pages are kept as
-// halves of 256 latent dims, which come and go one by one, in a ring of five: 2.5 pages.
+// softmax, PV) is what limits the kernel. Two things buy buffer space: more than half of Q lives in registers
+// of the QK warpgroup (latent dims 0-255 and RoPE, 80 registers a thread), and pages are kept as halves of
+// 256 latent dims, which come and go one by one, in a ring of five: 2.5 pages.
 #pragma once
 
 #include <cstdint>
