@@ -21,10 +21,9 @@
 namespace snapmla {
 
 inline constexpr int kPairTokens = 2 * kPageTokens;
-/// An item's fixed cost: query load, first page's latency, epilogue; about the time of a pair, 2 to 3 us on
-/// an H100 with 64 rows a worker.
+/// An item's fixed cost: query load, first page's latency, epilogue. An estimate, not measured: about a pair's.
 inline constexpr int kItemPairs = 1;
-/// A cut's: 128 KB of fp32 partials for 64 rows, written and read back on each side, and a merge.
+/// A cut's, estimated likewise: 128 KB of fp32 partials for 64 rows, written and read back on each side, and a merge.
 inline constexpr int kSlackPairs = 2;
 
 SNAPMLA_HOST_DEVICE inline int ceil_div(int a, int b) {

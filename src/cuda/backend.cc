@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/plan_rule.h"
 #include "cuda/ops.h"
 #include "snapmla/version.h"
 
@@ -93,10 +94,9 @@ class CudaBackend final : public Backend {
   }
   [[nodiscard]] int num_workers(int rows) const override {
     require_device();
-    constexpr int kRowsPerBlock = 64;
     int num_sms = 0;
     SNAPMLA_CUDA(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, current_device()));
-    return std::max(1, num_sms / ((rows + kRowsPerBlock - 1) / kRowsPerBlock));
+    return std::max(1, num_sms / ceil_div(rows, cuda_ops::kTileRows));
   }
   [[nodiscard]] std::int64_t free_memory() const override {
     require_device();

@@ -268,9 +268,9 @@ void combine(const CombineParams& params, cudaStream_t stream) {
 void combine_splits(const DecodeParams& params, cudaStream_t stream) {
   const PlanShape& shape = params.plan.shape;
   const std::int64_t rows = params.q_latent.dim(1) * params.q_latent.dim(2);
-  const auto* partial_out = params.workspace.as<float>();
-  launch({.partial_out = partial_out,
-          .partial_lse = partial_out + shape.max_items * rows * kLatentDim,
+  const Partials partials = partials_of(params);
+  launch({.partial_out = partials.out,
+          .partial_lse = partials.lse,
           .split_offsets = params.plan.split_offsets.as<std::int32_t>(),
           .num_partials = shape.max_items,
           .rows = static_cast<int>(rows),

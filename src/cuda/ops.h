@@ -19,6 +19,9 @@
 
 namespace snapmla::cuda_ops {
 
+/// Query rows a CTA of a decode kernel takes: the M of a warpgroup product.
+inline constexpr int kTileRows = 64;
+
 void quantize_q(const QuantizeQParams& params, cudaStream_t stream);
 void append_kv(const AppendKvParams& params, cudaStream_t stream);
 void fetch_kv(const FetchKvParams& params, cudaStream_t stream);
@@ -26,6 +29,18 @@ void plan(const PlanParams& params, cudaStream_t stream);
 std::int64_t decode_workspace_bytes(const PlanShape& shape, int s, int heads);
 void decode(const DecodeParams& params, cudaStream_t stream);
 void combine(const CombineParams& params, cudaStream_t stream);
+
+/// The workspace's two parts, as laid out above.
+struct Partials {
+  float* out;
+  float* lse;
+};
+
+inline Partials partials_of(const DecodeParams& params) {
+  const std::int64_t rows = params.q_latent.dim(1) * params.q_latent.dim(2);
+  auto* out = params.workspace.as<float>();
+  return {.out = out, .lse = out + params.plan.shape.max_items * rows * kLatentDim};
+}
 
 /// The main kernels (src/cuda/decode). A work item that is the only one of its request, by split_offsets,
 /// writes params.out and params.lse; any other writes its partial (zeros where lse is -inf). They call

@@ -15,7 +15,6 @@
 
 namespace snapmla::cuda_ops::bf16 {
 
-inline constexpr int kTileRows = 64;               ///< query rows a CTA: the M of a warpgroup product
 inline constexpr int kThreads = 512;               ///< four warpgroups
 inline constexpr int kScoreWarps = 4;              ///< warpgroup 0: QK and softmax
 inline constexpr int kValueWarps = 8;              ///< warpgroups 1 and 2: PV, 256 dims each

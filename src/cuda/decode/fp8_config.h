@@ -9,21 +9,20 @@
 #include <cstdint>
 
 #include "core/host_device.h"
+#include "core/plan_rule.h"
 #include "cuda/decode/work.h"
 #include "snapmla/format.h"
 
 namespace snapmla::cuda_ops::fp8 {
 
-inline constexpr int kTileRows = 64;                 ///< query rows a CTA: the M of a warpgroup product
-inline constexpr int kPairTokens = 2 * kPageTokens;  ///< tokens a step
-inline constexpr int kNumSlots = 2;                  ///< pairs in shared memory
-inline constexpr int kThreads = 512;                 ///< four warpgroups
-inline constexpr int kScoreWarps = 4;                ///< warpgroup 0: QK and softmax
-inline constexpr int kValueWarps = 8;                ///< warpgroups 1 and 2: PV, 256 dims each
-inline constexpr int kCleanerWarps = 3;              ///< warpgroup 3 but for the loading warp
-inline constexpr int kValueDims = kLatentDim / 2;    ///< dims a PV warpgroup owns
-inline constexpr int kNumMTiles = kValueDims / 64;   ///< of 64 dims each
-inline constexpr int kScoreRegisters = 120;          ///< 120 + 2 * 184 + 24 = 512 = 65,536 / 128
+inline constexpr int kNumSlots = 2;                 ///< pairs in shared memory
+inline constexpr int kThreads = 512;                ///< four warpgroups
+inline constexpr int kScoreWarps = 4;               ///< warpgroup 0: QK and softmax
+inline constexpr int kValueWarps = 8;               ///< warpgroups 1 and 2: PV, 256 dims each
+inline constexpr int kCleanerWarps = 3;             ///< warpgroup 3 but for the loading warp
+inline constexpr int kValueDims = kLatentDim / 2;   ///< dims a PV warpgroup owns
+inline constexpr int kNumMTiles = kValueDims / 64;  ///< of 64 dims each
+inline constexpr int kScoreRegisters = 120;         ///< 120 + 2 * 184 + 24 = 512 = 65,536 / 128
 inline constexpr int kValueRegisters = 184;
 inline constexpr int kLoadRegisters = 24;
 
@@ -54,7 +53,7 @@ enum Barrier : std::uint32_t {
   kTailIssued = kWeightsEmpty + kNumSlots,  ///< an item's last, partly filled pair is on its way
   kTailClean = kTailIssued + kNumSlots,     ///< its unused tokens are zero
   kScoresDone = kTailClean + kNumSlots,     ///< QK of a pair done
-  kSumsFull = kScoresDone + kNumSlots,      ///< 1 / row sums of an item published
+  kSumsFull = kScoresDone + kNumSlots,      ///< 1 / (448 row sums) of an item published
   kSumsEmpty,
   kNumBarriers
 };

@@ -165,9 +165,8 @@ __device__ __forceinline__ void run_scores(const Args& args, std::uint32_t s_bas
     for (int pair = 0; pair < pairs; ++pair, ++n) {
       const int pair_first = item.first + pair * kPairTokens;
       const int visible[2] = {row.sees[0] - pair_first, row.sees[1] - pair_first};
-      score_pair(row, s_base, n, item.end - pair_first, visible,
-                 args.logit_factor<0, pair_first + kPairTokens> unmasked_end, pair == 0, pair + 1 == pairs,
-                 warp, lane);
+      score_pair(row, s_base, n, item.end - pair_first, visible, (args.logit_factor < 0),
+                 (pair_first + kPairTokens > unmasked_end), pair == 0, pair + 1 == pairs, warp, lane);
     }
     finish_rows(row, args, item, s_base, index - begin, first_row, warp, lane);
   }

@@ -13,7 +13,7 @@ void decode_fp8(const DecodeParams& params, cudaStream_t stream) {
       cache.num_pages == 0 || cache.scale.row_stride == 4, "decode",
       "cache.scale must be dense within a page (row_stride 4) on the cuda backend; got row_stride ",
       cache.scale.row_stride);
-  const Args args{make_work(params, kTileRows), params.q_scale.as<float>(),
+  const Args args{make_work(params), params.q_scale.as<float>(),
                   static_cast<const std::uint8_t*>(cache.scale.data), cache.scale.page_stride};
   launch_decode(decode_kernel, args, params, kThreads, Shared::kBytes, stream);
 }

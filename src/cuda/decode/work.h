@@ -7,7 +7,9 @@
 #include <cstdint>
 
 #include "core/check.h"
+#include "core/plan_rule.h"
 #include "cuda/device/tensor_map.h"
+#include "cuda/ops.h"
 #include "snapmla/attention.h"
 
 namespace snapmla::cuda_ops {
@@ -33,13 +35,13 @@ struct Work {
   bool out_f32;
 };
 
-inline Work make_work(const DecodeParams& params, int tile_rows) {
+inline Work make_work(const DecodeParams& params) {
   constexpr double kLog2E = 1.4426950408889634;
   const PlanView& plan = params.plan;
   const std::int64_t s = params.q_latent.dim(1);
   const std::int64_t heads = params.q_latent.dim(2);
   const std::int64_t rows = s * heads;
-  auto* partial_out = params.workspace.as<float>();
+  const Partials partials = partials_of(params);
   return {.work_items = plan.work_items.as<std::int32_t>(),
           .worker_offsets = plan.worker_offsets.as<std::int32_t>(),
           .split_offsets = plan.split_offsets.as<std::int32_t>(),
@@ -48,13 +50,13 @@ inline Work make_work(const DecodeParams& params, int tile_rows) {
           .block_table_stride = params.block_table.stride(0),
           .out = params.out.data(),
           .lse = params.lse.as<float>(),
-          .partial_out = partial_out,
-          .partial_lse = partial_out + plan.shape.max_items * rows * kLatentDim,
+          .partial_out = partials.out,
+          .partial_lse = partials.lse,
           .logit_factor = static_cast<float>(params.softmax_scale * kLog2E),
           .s = static_cast<int>(s),
           .heads = static_cast<int>(heads),
           .rows = static_cast<int>(rows),
-          .tiles = static_cast<int>((rows + tile_rows - 1) / tile_rows),
+          .tiles = ceil_div(static_cast<int>(rows), kTileRows),
           .causal = params.causal,
           .out_f32 = params.out.dtype() == DType::kF32};
 }
