@@ -171,6 +171,7 @@ void name_environment(CLI::App& app) {
   for (CLI::Option* option : app.get_options()) {
     const std::vector<std::string>& names = option->get_lnames();
     if (names.empty() || names[0] == "help" || names[0] == "version") continue;
+    if (!option->get_envname().empty()) continue;  // it has its own
     option->envname(environment_name(names[0]));
   }
   for (CLI::App* sub : app.get_subcommands({})) name_environment(*sub);

@@ -268,9 +268,13 @@ void add_run_options(CLI::App& app, KernelOptions& options) {
   app.add_flag("--sustained", options.sustained,
                "time each point a second time, after a second of running it");
   app.add_flag("--no-limits", options.no_limits, "do not measure the device's own limits first");
-  app.add_option("--json", options.json, "write the results to this file as JSON")->option_text("FILE");
+  // Not SNAPMLA_JSON: that is the other commands' flag, and SNAPMLA_JSON=1 would name a file.
+  app.add_option("--json", options.json, "write the results to this file as JSON")
+      ->option_text("FILE")
+      ->envname("SNAPMLA_JSON_FILE");
   app.add_option("--csv", options.csv, "write the results to this file as CSV, line by line")
-      ->option_text("FILE");
+      ->option_text("FILE")
+      ->envname("SNAPMLA_CSV_FILE");
 }
 
 }  // namespace
