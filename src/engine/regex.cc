@@ -31,10 +31,13 @@ constexpr std::int64_t kStepsPerText = 5'000'000;  // half a second
 constexpr std::int64_t kStepsPerByte = 64;
 constexpr std::uint32_t kHeapLimitKib = 65'536;
 
-constexpr std::array<std::string_view, 38> kCategories = {
-    "C",  "Cc", "Cf", "Cn", "Co", "Cs", "L",  "Ll", "Lm", "Lo", "Lt", "Lu",        "M",
-    "Mc", "Me", "Mn", "N",  "Nd", "Nl", "No", "P",  "Pc", "Pd", "Pe", "Pf",        "Pi",
-    "Po", "Ps", "S",  "Sc", "Sk", "Sm", "So", "Z",  "Zl", "Zp", "Zs", "Alphabetic"};
+constexpr std::array<std::string_view, 37> kCategories = {
+    "C",  "Cc", "Cf", "Cn", "Co", "Cs", "L",  "Ll", "Lm", "Lo", "Lt", "Lu", "M",
+    "Mc", "Me", "Mn", "N",  "Nd", "Nl", "No", "P",  "Pc", "Pd", "Pe", "Pf", "Pi",
+    "Po", "Ps", "S",  "Sc", "Sk", "Sm", "So", "Z",  "Zl", "Zp", "Zs"};
+
+// What the one-letter categories C, L, M, N, P, S, Z consist of.
+constexpr std::array<std::string_view, 7> kMajors = {"C", "L", "M", "N", "P", "S", "Z"};
 
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
@@ -112,8 +115,59 @@ class Translator {
   }
 
   void char_class() {
+    if (categories_without()) return;
     copy(1);
     if (rest().starts_with('^')) copy(1);
+    class_body();
+  }
+
+  /// [\p{Lu}\p{M}&&[^...]], general categories but for what the inner class names: everything except the other
+  /// categories and those names, which is one plain class again. (A lookahead before the class would say the
+  /// same, but would cost memory for each character of a long word.) Gives whether this was one.
+  bool categories_without() {
+    std::vector<std::string_view> kept;
+    std::size_t end = 1;
+    while (rest().substr(end).starts_with("\\p{")) {
+      const std::size_t close = rest().find('}', end);
+      if (close == std::string_view::npos) return false;
+      const std::string_view name = rest().substr(end + 3, close - end - 3);
+      if (!is_general_category(name)) return false;
+      kept.push_back(name);
+      end += name.size() + 4;
+    }
+    constexpr std::string_view kBut = "&&[^";
+    if (kept.empty() || !rest().substr(end).starts_with(kBut)) return false;
+    replace(end + kBut.size(), "[^" + other_categories(kept));
+    class_body();
+    if (!rest().starts_with(']')) refuse("more than one class after &&");
+    ++at_;
+    return true;
+  }
+
+  static bool is_general_category(std::string_view name) {
+    return std::find(kCategories.begin(), kCategories.end(), name) != kCategories.end();
+  }
+
+  /// \p{...} for every general category that is neither in `kept` nor a part of one in it.
+  static std::string other_categories(const std::vector<std::string_view>& kept) {
+    const auto keeps = [&](std::string_view name) {
+      return std::find(kept.begin(), kept.end(), name) != kept.end();
+    };
+    std::string others;
+    for (const std::string_view major : kMajors) {
+      if (keeps(major)) continue;
+      const bool whole = std::none_of(kept.begin(), kept.end(),
+                                      [&](std::string_view name) { return name.starts_with(major); });
+      for (const std::string_view name : kCategories)
+        if (is_general_category(name) && name.starts_with(major) && !keeps(name) &&
+            (name.size() == 1) == whole)
+          others += "\\p{" + std::string(name) + "}";
+    }
+    return others;
+  }
+
+  /// From the first character of a class on, its ] included.
+  void class_body() {
     if (rest().starts_with(']')) refuse("] as the first character of a class");
     bool range = false;      // the last thing written was the '-' of a range
     bool can_range = false;  // ... was a character that a range can start at
@@ -203,7 +257,7 @@ class Translator {
       negated = !negated;
       name.remove_prefix(1);
     }
-    const bool category = std::find(kCategories.begin(), kCategories.end(), name) != kCategories.end();
+    const bool category = name == "Alphabetic" || is_general_category(name);
     if (!category && (name.size() < 3 || !std::all_of(name.begin(), name.end(), is_letter)))
       refuse("the property " + quote_text(name));
     // Any other name must be a script; unmarked, PCRE2 would take it for the script's extensions.

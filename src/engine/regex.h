@@ -1,9 +1,12 @@
 // Regular expressions of tokenizer.json, which are Oniguruma's (Ruby syntax), run by PCRE2.
 //
 // What both read alike passes through; what differs is rewritten (\s, \v, \uHHHH, {,n}, script names; ^ and $
-// match at lines, only \n ends a line) or, where no tokenizer needs it, refused with kUnsupported and its
-// name (\w, \b, nested classes, && in classes, back-references, {n,m}+ ...). What is left to differ: the
-// Unicode version of the PCRE2 in use, and multi-character case folding ((?i:ss) finds no sharp s here).
+// match at lines, only \n ends a line; general categories && [^...] becomes one plain class) or, where no
+// tokenizer needs it, refused with kUnsupported and its name (\w, \b, nested classes, any other && in
+// classes, back-references, {n,m}+ ...). What is left to differ: the Unicode version of the PCRE2 in use, and
+// multi-character case folding ((?i:ss) finds no sharp s here).
+//
+// tiktoken.model and tekken.json go with regexes in Rust's syntax; what theirs use reads the same.
 #pragma once
 
 #include <cstddef>

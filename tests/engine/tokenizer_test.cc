@@ -15,6 +15,7 @@
 #include <sstream>
 #include <thread>
 
+#include "engine/regex.h"
 #include "snapmla/error.h"
 #include "support/temp_dir.h"
 
@@ -369,6 +370,13 @@ TEST(Tokenizer, NamesRegexesItDoesNotSupport) {
       {"a{2}?", "{n,m}?"},
       {"[a[b]]", "nested"},
       {"[a&&b]", "&&"},
+      {"[a&&[^b]]", "&&"},
+      {"[^\\p{L}&&[^b]]", "&&"},
+      {"[\\p{L}&&[b]]", "&&"},
+      {"[\\p{Han}&&[^b]]", "&&"},
+      {"[\\p{L}&&[^b]c]", "more than one class"},
+      {"[\\p{L}&&[^b", "unfinished"},
+      {"[\\p{L", "\\p without"},
       {"[]a]", "] as the first"},
       {"[a", "unfinished"},
       {"[a-\\d]", "range"},
@@ -390,6 +398,13 @@ TEST(Tokenizer, NamesRegexesItDoesNotSupport) {
     const Json json = changed(base_json(), {{"/pre_tokenizer", sequence({split(pattern), byte_level()})}});
     expect_error(ErrorCode::kUnsupported, message, [&] { load_text(json.dump()); });
   }
+}
+
+TEST(Regex, TurnsCategoriesWithoutAClassIntoOneClass) {
+  EXPECT_EQ(translate_oniguruma(R"([\p{L}&&[^\p{Han}a-z]]+x)"),
+            R"([^\p{C}\p{M}\p{N}\p{P}\p{S}\p{Z}\p{sc:Han}a-z]+x)");
+  EXPECT_EQ(translate_oniguruma(R"([\p{Lu}\p{Lo}\p{M}&&[^\s]])"),
+            R"([^\p{C}\p{Ll}\p{Lm}\p{Lt}\p{N}\p{P}\p{S}\p{Z})" + translate_oniguruma(R"([\s])").substr(1));
 }
 
 TEST(Tokenizer, GivesUpOnRegexesThatBacktrackWithoutEnd) {
