@@ -1,5 +1,6 @@
 #include "engine/byte_bpe.h"
 
+#include <algorithm>
 #include <queue>
 #include <tuple>
 
@@ -40,13 +41,6 @@ std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
   return (static_cast<std::uint64_t>(left) << 32) | static_cast<std::uint32_t>(right);
 }
 
-/// A symbol of the piece, in a doubly linked list; id kNone: merged away.
-struct Symbol {
-  std::int32_t id = kNone;
-  std::int32_t previous = kNone;
-  std::int32_t next = kNone;
-};
-
 struct Candidate {
   std::int32_t rank = 0;
   std::int32_t at = 0;                            ///< the left symbol
@@ -86,7 +80,8 @@ std::string bytes_token(std::string_view bytes) {
   return token;
 }
 
-ByteBpe::ByteBpe(const TokenizerFile& file, const std::string& path) : ignore_merges_(file.ignore_merges) {
+ByteBpe::ByteBpe(const TokenizerFile& file, const std::string& path)
+    : ignore_merges_(file.ignore_merges), merge_by_id_(file.merge_by_id) {
   for (const auto& [token, id] : file.vocab) ids_.emplace(token, id);
   for (int byte = 0; byte < 256; ++byte) {
     const char c = static_cast<char>(byte);
@@ -95,7 +90,21 @@ ByteBpe::ByteBpe(const TokenizerFile& file, const std::string& path) : ignore_me
       fail(ErrorCode::kUnsupported, "tokenizer", path,
            ": model.unk_token is supported only where the vocabulary has all 256 bytes; it lacks byte ",
            byte);
+    if (byte_ids_[byte] == kNone && merge_by_id_)
+      fail(ErrorCode::kCorruptFile, "tokenizer", path, ": the vocabulary lacks a token for the byte ", byte);
   }
+  if (!merge_by_id_) {
+    read_merges(file, path);
+    return;
+  }
+  for (const auto& [token, id] : file.vocab) {
+    const std::string bytes = token_bytes(token).value_or("");
+    longest_ = std::max(longest_, bytes.size());
+    by_bytes_.emplace(bytes, id);
+  }
+}
+
+void ByteBpe::read_merges(const TokenizerFile& file, const std::string& path) {
   std::int32_t rank = 0;
   for (const auto& [left, right] : file.merges) {
     for (const std::string& token : {left, right, left + right})
@@ -108,20 +117,11 @@ ByteBpe::ByteBpe(const TokenizerFile& file, const std::string& path) : ignore_me
 }
 
 std::int32_t ByteBpe::id(std::string_view token) const {
-  const auto found = ids_.find(std::string(token));
+  const auto found = ids_.find(token);
   return found == ids_.end() ? kNone : found->second;
 }
 
-const ByteBpe::Merge* ByteBpe::find_merge(std::int32_t left, std::int32_t right) const {
-  const auto found = merges_.find(pair_key(left, right));
-  return found == merges_.end() ? nullptr : &found->second;
-}
-
-void ByteBpe::encode(std::string_view piece, std::vector<std::int32_t>& ids) const {
-  if (ignore_merges_) {
-    const std::int32_t whole = id(bytes_token(piece));
-    if (whole != kNone) return ids.push_back(whole);
-  }
+std::vector<ByteBpe::Symbol> ByteBpe::split(std::string_view piece) const {
   std::vector<Symbol> symbols;
   symbols.reserve(piece.size());
   for (const char c : piece) {
@@ -131,12 +131,36 @@ void ByteBpe::encode(std::string_view piece, std::vector<std::int32_t>& ids) con
     if (at > 0) symbols.back().next = at;
     symbols.push_back({.id = id, .previous = at - 1});
   }
+  return symbols;
+}
 
+/// What the symbol at `at` and its right neighbour become.
+ByteBpe::Merge ByteBpe::find_merge(std::string_view piece, const std::vector<Symbol>& symbols,
+                                   std::int32_t at) const {
+  const Symbol& left = symbols[at];
+  const Symbol& right = symbols[left.next];
+  if (!merge_by_id_) {
+    const auto found = merges_.find(pair_key(left.id, right.id));
+    return found == merges_.end() ? Merge{} : found->second;
+  }
+  // Every byte is a token here, so symbols begin where their number says.
+  const std::size_t end = right.next == kNone ? piece.size() : static_cast<std::size_t>(right.next);
+  const std::string_view bytes = piece.substr(at, end - at);
+  const auto found = bytes.size() > longest_ ? by_bytes_.end() : by_bytes_.find(bytes);
+  return found == by_bytes_.end() ? Merge{} : Merge{.rank = found->second, .id = found->second};
+}
+
+void ByteBpe::encode(std::string_view piece, std::vector<std::int32_t>& ids) const {
+  if (ignore_merges_) {
+    const std::int32_t whole = id(bytes_token(piece));
+    if (whole != kNone) return ids.push_back(whole);
+  }
+  std::vector<Symbol> symbols = split(piece);
   std::priority_queue<Candidate> queue;
   const auto offer = [&](std::int32_t at) {
     if (at == kNone || symbols[at].next == kNone) return;
-    if (const Merge* merge = find_merge(symbols[at].id, symbols[symbols[at].next].id))
-      queue.push({.rank = merge->rank, .at = at, .id = merge->id});
+    const Merge merge = find_merge(piece, symbols, at);
+    if (merge.id != kNone) queue.push({.rank = merge.rank, .at = at, .id = merge.id});
   };
   for (std::int32_t at = 0; at < static_cast<std::int32_t>(symbols.size()); ++at) offer(at);
   while (!queue.empty()) {
@@ -144,9 +168,8 @@ void ByteBpe::encode(std::string_view piece, std::vector<std::int32_t>& ids) con
     queue.pop();
     Symbol& left = symbols[best.at];
     if (left.id == kNone || left.next == kNone) continue;
+    if (find_merge(piece, symbols, best.at).id != best.id) continue;  // the pair changed since it was offered
     Symbol& right = symbols[left.next];
-    const Merge* merge = find_merge(left.id, right.id);
-    if (merge == nullptr || merge->id != best.id) continue;  // the pair changed since it was offered
     left.id = best.id;
     right.id = kNone;
     left.next = right.next;

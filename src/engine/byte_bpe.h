@@ -1,12 +1,17 @@
 // Byte-level byte-pair encoding: a piece of text starts as one symbol a byte; the adjacent pair with the best
 // (lowest) merge rank, the leftmost among equals, becomes one symbol, until no pair has a rank.
 //
+// Where the file lists merges, a merge's rank is its place in that list; where it lists only tokens, any two
+// symbols whose bytes together are a token merge, and the token's id is the rank.
+//
 // Vocabularies spell bytes as printable characters: the byte alphabet of GPT-2. A heap of candidate pairs
 // over a linked list makes a piece of n bytes cost O(n log n).
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -37,14 +42,32 @@ class ByteBpe {
  private:
   struct Merge {
     std::int32_t rank = 0;
-    std::int32_t id = 0;
+    std::int32_t id = -1;  ///< -1: these two do not merge
   };
-  [[nodiscard]] const Merge* find_merge(std::int32_t left, std::int32_t right) const;
+  /// A symbol of the piece, in a doubly linked list; id -1: merged away.
+  struct Symbol {
+    std::int32_t id = -1;
+    std::int32_t previous = -1;
+    std::int32_t next = -1;
+  };
+  struct Hash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
+  };
+  using Ids = std::unordered_map<std::string, std::int32_t, Hash, std::equal_to<>>;
 
-  std::unordered_map<std::string, std::int32_t> ids_;
+  void read_merges(const TokenizerFile& file, const std::string& path);
+  [[nodiscard]] std::vector<Symbol> split(std::string_view piece) const;
+  [[nodiscard]] Merge find_merge(std::string_view piece, const std::vector<Symbol>& symbols,
+                                 std::int32_t at) const;
+
+  Ids ids_;
   std::unordered_map<std::uint64_t, Merge> merges_;
+  Ids by_bytes_;             ///< bytes -> id, if merge_by_id_
+  std::size_t longest_ = 0;  ///< bytes of the longest in by_bytes_
   std::array<std::int32_t, 256> byte_ids_{};
   bool ignore_merges_;
+  bool merge_by_id_;
 };
 
 }  // namespace snapmla

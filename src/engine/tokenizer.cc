@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <fstream>
 #include <unordered_map>
 #include <utility>
 
@@ -9,6 +10,7 @@
 #include "engine/added_tokens.h"
 #include "engine/byte_bpe.h"
 #include "engine/pre_tokenizer.h"
+#include "engine/rank_files.h"
 #include "engine/tokenizer_file.h"
 #include "engine/utf8.h"
 
@@ -71,8 +73,15 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
 Tokenizer Tokenizer::load(const std::string& dir) {
-  const std::string path = dir + "/tokenizer.json";
-  return Tokenizer(std::make_unique<Impl>(read_tokenizer_file(path), path));
+  const auto has = [&](const char* name) { return std::ifstream(dir + "/" + name).good(); };
+  if (has("tokenizer.json") || (!has("tiktoken.model") && !has("tekken.json"))) {
+    const std::string path = dir + "/tokenizer.json";
+    return Tokenizer(std::make_unique<Impl>(read_tokenizer_file(path), path));
+  }
+  if (has("tiktoken.model"))
+    return Tokenizer(std::make_unique<Impl>(read_tiktoken_files(dir), dir + "/tiktoken.model"));
+  const std::string path = dir + "/tekken.json";
+  return Tokenizer(std::make_unique<Impl>(read_tekken_file(path), path));
 }
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool add_special) const {

@@ -1,5 +1,6 @@
-// Tokenizer: byte-level BPE as Hugging Face's tokenizer.json describes it, on PCRE2. Checked against the
-// `tokenizers` library (tests/engine/tokenizer_test.cc).
+// Tokenizer: byte-level BPE as Hugging Face's tokenizer.json, Kimi's tiktoken.model or Mistral's tekken.json
+// describes it, on PCRE2. Checked against the libraries tokenizers, tiktoken and mistral-common
+// (tests/engine/tokenizer_test.cc, tests/engine/families_test.cc).
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,8 @@ namespace snapmla {
 
 class Tokenizer {
  public:
-  /// Reads <dir>/tokenizer.json. Throws Error kNotFound, kCorruptFile (not JSON, a field missing or of the
+  /// Reads the first of <dir>/tokenizer.json, tiktoken.model (with tokenizer_config.json) and tekken.json that
+  /// is there. Throws Error kNotFound, kCorruptFile (not JSON, a field missing or of the
   /// wrong type, a merge whose parts are not in the vocabulary), kUnsupported (a model other than byte-level
   /// BPE, a pre-tokenizer or normalizer this version does not know: the text names it).
   static Tokenizer load(const std::string& dir);

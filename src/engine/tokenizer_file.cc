@@ -1,116 +1,40 @@
 #include "engine/tokenizer_file.h"
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 
-#include "core/check.h"
+#include "engine/json_node.h"
 #include "engine/utf8.h"
 
 namespace snapmla {
 namespace {
-
-using Json = nlohmann::json;
 
 // The built-in regex of ByteLevel with use_regex: GPT-2's.
 constexpr const char* kByteLevelPattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr int kMaxNesting = 8;
 
-/// A JSON value with the name of its place in the file, for error texts.
-class Node {
- public:
-  Node(const Json& json, const std::string& file, std::string place)
-      : json_(&json), file_(&file), place_(std::move(place)) {}
-
-  template <class... Parts>
-  [[noreturn]] void corrupt(const Parts&... parts) const {
-    fail(ErrorCode::kCorruptFile, "tokenizer", *file_, ": ", place_, parts...);
-  }
-  template <class... Parts>
-  [[noreturn]] void unsupported(const Parts&... parts) const {
-    fail(ErrorCode::kUnsupported, "tokenizer", *file_, ": ", place_, parts...);
-  }
-
-  /// A field that is null or absent is null.
-  [[nodiscard]] Node at(const std::string& key) const {
-    static const Json null;
-    const bool plain =
-        key.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_") == std::string::npos;
-    const std::string name = plain ? key : quote_text(key);
-    const std::string place = place_.empty() ? name : place_ + "." + name;
-    if (json_->is_null()) return {null, *file_, place};
-    if (!json_->is_object()) corrupt(" must be an object; got ", json_->type_name());
-    const auto found = json_->find(key);
-    return {found == json_->end() ? null : *found, *file_, place};
-  }
-  [[nodiscard]] bool is_null() const { return json_->is_null(); }
-  [[nodiscard]] bool is_object() const { return json_->is_object(); }
-  [[nodiscard]] bool is_string() const { return json_->is_string(); }
-
-  [[nodiscard]] std::string string() const {
-    if (!json_->is_string()) corrupt(" must be a string; got ", json_->type_name());
-    return json_->get<std::string>();
-  }
-  [[nodiscard]] bool flag(bool absent) const {
-    if (json_->is_null()) return absent;
-    if (!json_->is_boolean()) corrupt(" must be true or false; got ", json_->type_name());
-    return json_->get<bool>();
-  }
-  [[nodiscard]] std::int32_t token_id() const {
-    if (!json_->is_number_integer()) corrupt(" must be a token id; got ", json_->type_name());
-    const bool big = json_->is_number_unsigned() && json_->get<std::uint64_t>() > kMaxTokenId;
-    if (big || json_->get<std::int64_t>() < 0)
-      corrupt(" must be a token id from 0 to ", kMaxTokenId, "; got ", json_->dump());
-    return json_->get<std::int32_t>();
-  }
-  [[nodiscard]] std::vector<Node> list() const {
-    if (!json_->is_array()) corrupt(" must be an array; got ", json_->type_name());
-    std::vector<Node> nodes;
-    nodes.reserve(json_->size());
-    for (const Json& element : *json_)
-      nodes.emplace_back(element, *file_, place_ + "[" + std::to_string(nodes.size()) + "]");
-    return nodes;
-  }
-  [[nodiscard]] std::vector<std::pair<std::string, Node>> fields() const {
-    if (!json_->is_object()) corrupt(" must be an object; got ", json_->type_name());
-    std::vector<std::pair<std::string, Node>> nodes;
-    nodes.reserve(json_->size());
-    for (const auto& [key, value] : json_->items())
-      nodes.emplace_back(key, Node(value, *file_, place_ + "[" + quote_text(key) + "]"));
-    return nodes;
-  }
-
- private:
-  const Json* json_;
-  const std::string* file_;
-  std::string place_;
-};
-
 /// The parts of `node` in order, Sequences (whose list is at `key`) opened; none if it is null.
-void flatten(const Node& node, const std::string& key, std::vector<Node>& out, int depth = 0) {
+void flatten(const JsonNode& node, const std::string& key, std::vector<JsonNode>& out, int depth = 0) {
   if (node.is_null()) return;
   if (depth > kMaxNesting) node.unsupported(" is nested too deeply");
   if (node.at("type").string() != "Sequence") return out.push_back(node);
-  for (const Node& part : node.at(key).list()) flatten(part, key, out, depth + 1);
+  for (const JsonNode& part : node.at(key).list()) flatten(part, key, out, depth + 1);
 }
 
-std::vector<Node> flatten(const Node& node, const std::string& key) {
-  std::vector<Node> parts;
+std::vector<JsonNode> flatten(const JsonNode& node, const std::string& key) {
+  std::vector<JsonNode> parts;
   flatten(node, key, parts);
   return parts;
 }
 
-[[noreturn]] void refuse_type(const Node& node, std::string_view supported) {
+[[noreturn]] void refuse_type(const JsonNode& node, std::string_view supported) {
   node.unsupported(" of type ", quote_text(node.at("type").string()),
                    " is not supported; supported: ", supported);
 }
 
-void read_vocab(const Node& node, TokenizerFile& file) {
+void read_vocab(const JsonNode& node, TokenizerFile& file) {
   std::unordered_map<std::int32_t, std::string> by_id;
   for (const auto& [token, value] : node.fields()) {
     const std::int32_t id = value.token_id();
@@ -121,8 +45,8 @@ void read_vocab(const Node& node, TokenizerFile& file) {
   if (file.vocab.empty()) node.corrupt(" is empty");
 }
 
-void read_merges(const Node& node, TokenizerFile& file) {
-  for (const Node& merge : node.list()) {
+void read_merges(const JsonNode& node, TokenizerFile& file) {
+  for (const JsonNode& merge : node.list()) {
     if (merge.is_string()) {
       const std::string text = merge.string();
       const std::size_t space = text.find(' ');
@@ -130,23 +54,23 @@ void read_merges(const Node& node, TokenizerFile& file) {
         merge.corrupt(" must be two tokens with a space between; got ", quote_text(text));
       file.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
     } else {
-      const std::vector<Node> pair = merge.list();
+      const std::vector<JsonNode> pair = merge.list();
       if (pair.size() != 2) merge.corrupt(" must have two tokens; got ", pair.size());
       file.merges.emplace_back(pair[0].string(), pair[1].string());
     }
   }
 }
 
-void read_model(const Node& model, TokenizerFile& file) {
+void read_model(const JsonNode& model, TokenizerFile& file) {
   if (!model.is_object()) model.corrupt(" must be an object");
-  const Node type = model.at("type");
+  const JsonNode type = model.at("type");
   // Files from before 2020 have no type; a BPE model is known by its merges.
   if (type.is_null() ? model.at("merges").is_null() : type.string() != "BPE")
     type.unsupported(" must be \"BPE\"; got ", type.is_null() ? "none" : quote_text(type.string()));
   if (model.at("byte_fallback").flag(false)) model.at("byte_fallback").unsupported(" is not supported");
   if (!model.at("dropout").is_null()) model.at("dropout").unsupported(" is not supported");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-    const Node affix = model.at(key);
+    const JsonNode affix = model.at(key);
     if (!affix.is_null() && !affix.string().empty()) affix.unsupported(" is not supported");
   }
   file.needs_all_bytes = !model.at("unk_token").is_null();
@@ -155,7 +79,7 @@ void read_model(const Node& model, TokenizerFile& file) {
   read_merges(model.at("merges"), file);
 }
 
-SplitBehavior read_behavior(const Node& node) {
+SplitBehavior read_behavior(const JsonNode& node) {
   const std::string name = node.string();
   if (name == "Removed") return SplitBehavior::kRemoved;
   if (name == "Isolated") return SplitBehavior::kIsolated;
@@ -165,9 +89,9 @@ SplitBehavior read_behavior(const Node& node) {
   node.unsupported(" ", quote_text(name), " is not supported");
 }
 
-PreTokenStep read_split(const Node& node) {
-  const Node regex = node.at("pattern").at("Regex");
-  const Node text = node.at("pattern").at("String");
+PreTokenStep read_split(const JsonNode& node) {
+  const JsonNode regex = node.at("pattern").at("Regex");
+  const JsonNode text = node.at("pattern").at("String");
   if (regex.is_null() == text.is_null()) node.at("pattern").corrupt(" must have either Regex or String");
   return {.pattern = regex.is_null() ? text.string() : regex.string(),
           .literal = regex.is_null(),
@@ -175,9 +99,9 @@ PreTokenStep read_split(const Node& node) {
           .invert = node.at("invert").flag(false)};
 }
 
-void read_pre_tokenizer(const Node& root, TokenizerFile& file) {
+void read_pre_tokenizer(const JsonNode& root, TokenizerFile& file) {
   bool byte_level = false;
-  for (const Node& node : flatten(root, "pretokenizers")) {
+  for (const JsonNode& node : flatten(root, "pretokenizers")) {
     if (byte_level) node.unsupported(" comes after ByteLevel, which must be the last pre-tokenizer");
     const std::string type = node.at("type").string();
     if (type == "Split") {
@@ -197,9 +121,9 @@ void read_pre_tokenizer(const Node& root, TokenizerFile& file) {
   if (!byte_level) root.unsupported(" must contain ByteLevel: only byte-level BPE is supported");
 }
 
-void read_decoder(const Node& root) {
+void read_decoder(const JsonNode& root) {
   int byte_levels = 0;
-  for (const Node& node : flatten(root, "decoders")) {
+  for (const JsonNode& node : flatten(root, "decoders")) {
     const std::string type = node.at("type").string();
     if (type == "ByteLevel") {
       ++byte_levels;
@@ -211,11 +135,11 @@ void read_decoder(const Node& root) {
 }
 
 /// The ids around the one sequence of a TemplateProcessing's `single`.
-void read_template(const Node& node, TokenizerFile& file) {
+void read_template(const JsonNode& node, TokenizerFile& file) {
   bool seen_text = false;
-  for (const Node& piece : node.at("single").list()) {
-    const Node special = piece.at("SpecialToken");
-    const Node sequence = piece.at("Sequence");
+  for (const JsonNode& piece : node.at("single").list()) {
+    const JsonNode special = piece.at("SpecialToken");
+    const JsonNode sequence = piece.at("Sequence");
     if (special.is_null() == sequence.is_null()) piece.corrupt(" must have either SpecialToken or Sequence");
     if (special.is_null()) {
       if (seen_text || sequence.at("id").string() != "A")
@@ -223,17 +147,17 @@ void read_template(const Node& node, TokenizerFile& file) {
       seen_text = true;
       continue;
     }
-    const Node definition = node.at("special_tokens").at(special.at("id").string());
+    const JsonNode definition = node.at("special_tokens").at(special.at("id").string());
     if (definition.is_null()) special.corrupt(" is not among special_tokens");
-    for (const Node& id : definition.at("ids").list())
+    for (const JsonNode& id : definition.at("ids").list())
       (seen_text ? file.suffix : file.prefix).push_back(id.token_id());
   }
   if (!seen_text) node.at("single").unsupported(" has no Sequence A");
 }
 
-void read_post_processor(const Node& root, TokenizerFile& file) {
+void read_post_processor(const JsonNode& root, TokenizerFile& file) {
   bool seen = false;
-  for (const Node& node : flatten(root, "processors")) {
+  for (const JsonNode& node : flatten(root, "processors")) {
     const std::string type = node.at("type").string();
     if (type == "ByteLevel") continue;  // changes offsets only
     if (type != "TemplateProcessing") refuse_type(node, "Sequence, ByteLevel, TemplateProcessing");
@@ -243,12 +167,12 @@ void read_post_processor(const Node& root, TokenizerFile& file) {
   }
 }
 
-void read_added_tokens(const Node& root, TokenizerFile& file) {
+void read_added_tokens(const JsonNode& root, TokenizerFile& file) {
   if (root.is_null()) return;
   std::unordered_map<std::string, std::int32_t> by_content(file.vocab.begin(), file.vocab.end());
   std::unordered_map<std::int32_t, std::string> by_id;
   for (const auto& [token, id] : file.vocab) by_id.emplace(id, token);
-  for (const Node& node : root.list()) {
+  for (const JsonNode& node : root.list()) {
     AddedToken token{.content = node.at("content").string(),
                      .id = node.at("id").token_id(),
                      .single_word = node.at("single_word").flag(false),
@@ -267,7 +191,7 @@ void read_added_tokens(const Node& root, TokenizerFile& file) {
   }
 }
 
-void check_template_ids(const Node& root, const TokenizerFile& file) {
+void check_template_ids(const JsonNode& root, const TokenizerFile& file) {
   std::unordered_set<std::int32_t> known;
   for (const auto& [token, id] : file.vocab) known.insert(id);
   for (const AddedToken& token : file.added_tokens) known.insert(token.id);
@@ -276,34 +200,16 @@ void check_template_ids(const Node& root, const TokenizerFile& file) {
       if (known.count(id) == 0) root.corrupt(" adds id ", id, ", which no token has");
 }
 
-std::string read_text(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) fail(ErrorCode::kNotFound, "tokenizer", path, " cannot be opened: ", std::strerror(errno));
-  std::string text;
-  std::string chunk(1 << 16, '\0');
-  while (stream.read(chunk.data(), static_cast<std::streamsize>(chunk.size())) || stream.gcount() > 0)
-    text.append(chunk, 0, static_cast<std::size_t>(stream.gcount()));
-  if (stream.bad()) fail(ErrorCode::kIo, "tokenizer", path, " cannot be read: ", std::strerror(errno));
-  return text;
-}
-
 }  // namespace
 
 TokenizerFile read_tokenizer_file(const std::string& path) {
-  const std::string text = read_text(path);
-  Json json;
-  try {
-    json = Json::parse(text);
-  } catch (const Json::exception& e) {
-    fail(ErrorCode::kCorruptFile, "tokenizer", path, " is not JSON: ", e.what());
-  }
-  const Node root(json, path, "");
-  if (!root.is_object()) root.corrupt("the file must be an object; got ", json.type_name());
+  const nlohmann::json json = read_json(path);
+  const JsonNode root(json, path, "");
 
   TokenizerFile file;
   read_model(root.at("model"), file);
   read_added_tokens(root.at("added_tokens"), file);
-  for (const Node& node : flatten(root.at("normalizer"), "normalizers"))
+  for (const JsonNode& node : flatten(root.at("normalizer"), "normalizers"))
     refuse_type(node, "an empty Sequence");
   read_pre_tokenizer(root.at("pre_tokenizer"), file);
   read_decoder(root.at("decoder"));

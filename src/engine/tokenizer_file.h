@@ -1,4 +1,5 @@
-// What a tokenizer.json says, read and checked, in plain data: the one place that knows the file's JSON.
+// What a model's tokenizer files say, read and checked, in plain data: tokenizer.json here, tiktoken.model and
+// tekken.json in rank_files.h. These are the only places that know the files' JSON.
 //
 // Pre-tokenizers are reduced to two kinds of step: splitting by a pattern, and putting a space in front.
 // Digits is a split by \p{N}, and the built-in regex of ByteLevel is a split by kByteLevelPattern. Fields
@@ -42,6 +43,7 @@ struct AddedToken {
 struct TokenizerFile {
   std::vector<std::pair<std::string, std::int32_t>> vocab;  ///< distinct ids in [0, kMaxTokenId]
   std::vector<std::pair<std::string, std::string>> merges;  ///< by falling priority
+  bool merge_by_id = false;              ///< no `merges`: whatever makes a token merges, lowest id first
   bool ignore_merges = false;            ///< a piece that is a token as a whole is not split and merged
   bool needs_all_bytes = false;          ///< an unk_token is named, which a full byte alphabet never uses
   std::vector<AddedToken> added_tokens;  ///< ids agree with `vocab` where both have the content
