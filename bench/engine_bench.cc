@@ -30,7 +30,7 @@ void start_requests(Engine& engine, int batch) {
     for (int t = 0; t < kPromptTokens; ++t) prompt.push_back(16 + (i * kPromptTokens + t) % 128);
     engine.submit({.prompt_tokens = prompt, .max_tokens = kMaxSeqLen, .ignore_eos = true});
   }
-  for (int i = 0; i < batch; ++i) engine.step();  // a step prefills one prompt
+  while (engine.stats().running < batch) engine.step();
 }
 
 void decode_tokens(benchmark::State& state, CacheFormat format, int batch) {

@@ -5,10 +5,18 @@
 // request waits; it is never lost and never answered wrongly. One thread drives an Engine at a time (no call
 // is thread-safe); several engines may live side by side.
 //
-// Requests join in the order they came, each when the pages of its prompt and of all the tokens it may
-// generate are free; it holds them to its end, so a running request never runs out of pages and is never
-// pushed out. A small max_tokens therefore lets more requests run together. What a request gets depends on
-// itself alone: not on its batch, its wait, or prefill_chunk.
+// Requests join in the order they came, each when the pages of its prompt are free, and take further pages as
+// they grow. When the pool is dry, the request that came last is preempted: it gives its pages back, waits,
+// and starts over, its generated tokens replayed as they were. It is not seen from outside but in the time it
+// takes. The oldest request is never preempted, so none starves.
+//
+// Prompts that begin alike share pages (enable_prefix_caching). Pages of prompts stay in the pool after their
+// request until the room is needed, the longest unused given up first; no other memory is taken for them.
+//
+// What a request gets depends on itself alone, bit for bit on the reference backend: not on its batch, its
+// wait, prefill_chunk, the number of pages, preemption, or what is found in the prefix cache. Only pages of
+// prompts are shared, prefill attends to what the cache returns, and generated tokens are replayed as decode
+// steps (tests/engine/engine_test.cc).
 //
 // Example (compiled and run by tests/engine/headers_test.cc with the bundled model):
 //
@@ -37,11 +45,13 @@ struct EngineOptions {
   CacheFormat cache_format = CacheFormat::kFp8;
   ScaleRule scale_rule = ScaleRule::kPowerOfTwo;
   int max_seq_len = 0;         ///< prompt + generated tokens of one request; 0: the model's own maximum
-  int max_batch = 8;           ///< requests decoded together, at most 4096
+  int max_batch = 8;           ///< requests that run together, at most 4096
   std::int64_t num_pages = 0;  ///< pages in the pool (each serves all layers); 0: enough for one request of
                                ///< max_seq_len or for max_batch requests of 4,096 tokens (max_seq_len if
                                ///< less), whichever is more
-  int prefill_chunk = 512;     ///< prompt tokens a step at most, at least 1; changes speed, never results
+  int prefill_chunk = 512;     ///< prompt tokens a step at most, at least 1; they come beside the decoding of
+                               ///< all other requests, so a small chunk keeps their tokens coming
+  bool enable_prefix_caching = true;  ///< share the pages of prompts that begin alike
 };
 
 struct SamplingParams {
@@ -80,13 +90,17 @@ struct TokenEvent {
 };
 
 struct EngineStats {
-  std::int64_t prompt_tokens = 0;     ///< tokens prefilled so far
+  std::int64_t prompt_tokens = 0;     ///< tokens prefilled so far, again after a preemption included
+  std::int64_t prefix_tokens = 0;     ///< prompt tokens found in the prefix cache instead
   std::int64_t generated_tokens = 0;  ///< tokens emitted so far
-  double prefill_seconds = 0;         ///< wall time in prefill
-  double decode_seconds = 0;          ///< wall time in decode steps
+  std::int64_t replayed_tokens = 0;   ///< generated tokens decoded again after a preemption
+  std::int64_t preemptions = 0;
+  double prefill_seconds = 0;  ///< wall time in prefill
+  double decode_seconds = 0;   ///< wall time in decode steps
   std::int64_t decode_steps = 0;
   std::int64_t pages_total = 0;
-  std::int64_t pages_in_use = 0;
+  std::int64_t pages_in_use = 0;  ///< held by running requests, each counted once
+  std::int64_t pages_kept = 0;    ///< held by none, kept for prompts that begin alike
   int running = 0;
   int waiting = 0;
 };
@@ -106,12 +120,13 @@ class Engine {
   /// longer than the room for it is refused, not cut. A refused request leaves nothing behind.
   RequestId submit(const Request& request);
 
-  /// One step: admits what fits, prefills at most one chunk, decodes every running request by one token.
-  /// Returns the events in request order, one a request at most. A prompt's last chunk yields the request's
-  /// first token. If it throws, nothing is lost: the next step does the work again.
+  /// One step: decodes every running request by one token, then admits what fits and prefills up to
+  /// prefill_chunk tokens of prompts, one after the other. Returns the events in request order, one a request
+  /// at most. A prompt's last token yields the request's first. If it throws, nothing is lost: the next step
+  /// does the work again.
   std::vector<TokenEvent> step();
 
-  /// Ends a request; its pages return at once. Its last event (kCancelled, no token) comes with the next
+  /// Ends a request, whatever it is at; its pages return at once. Its last event (kCancelled, no token) comes with the next
   /// step, along with text that was held back. False if the request is unknown or already finished.
   bool cancel(RequestId request);
 

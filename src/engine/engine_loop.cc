@@ -1,7 +1,9 @@
 #include "engine/engine_loop.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -105,7 +107,7 @@ EngineLoop::EngineLoop(const EngineOptions& options, std::unique_ptr<Model> mode
       sampler_(*options.backend, options.max_batch),
       scheduler_({.num_pages = options.num_pages,
                   .max_batch = options.max_batch,
-                  .prefill_chunk = model_limits(options).max_chunk}) {}
+                  .prefix_caching = options.enable_prefix_caching}) {}
 
 RequestId EngineLoop::submit(const Request& given) {
   Request request = given;
@@ -128,17 +130,17 @@ RequestId EngineLoop::submit(const Request& given) {
   const auto num_prompt = static_cast<int>(request.prompt_tokens.size());
   request.max_tokens = std::min(request.max_tokens, options_.max_seq_len - num_prompt);
   // The last generated token is never fed back, so it takes no room in the cache.
-  const Demand demand{.prompt_tokens = num_prompt, .max_cached = num_prompt + request.max_tokens - 1};
-  if (!scheduler_.can_ever_run(demand)) {
+  const int max_cached = num_prompt + request.max_tokens - 1;
+  if (!scheduler_.can_ever_run(max_cached)) {
     fail(ErrorCode::kOutOfMemory, "submit", "a request must fit in the cache of ", options_.num_pages,
          " pages of ", kPageTokens, " tokens; got ", num_prompt, " prompt and ", request.max_tokens,
-         " generated tokens at most, which take ", pages_for(demand.max_cached), " pages");
+         " generated tokens at most, which take ", pages_for(max_cached), " pages");
   }
   TextStream text(tokenizer_, request.stop);
-  const RequestId id = newest_ + 1;
-  scheduler_.add(id, demand);
-  newest_ = id;
-  sequences_.emplace(id, Sequence{.request = std::move(request), .text = std::move(text)});
+  const RequestId id = ++newest_;
+  const Sequence& sequence =
+      sequences_.emplace(id, Sequence{.request = std::move(request), .text = std::move(text)}).first->second;
+  scheduler_.add(id, sequence.request.prompt_tokens, max_cached);
   return id;
 }
 
@@ -153,9 +155,13 @@ bool EngineLoop::cancel(RequestId request) {
 }
 
 std::vector<TokenEvent> EngineLoop::step() {
-  const StepPlan plan = scheduler_.next_step();
-  if (plan.prefill) prefill(*plan.prefill);
-  if (!plan.decode.empty()) decode(plan.decode);
+  if (const std::vector<DecodeRow> rows = scheduler_.next_decode(); !rows.empty()) decode(rows);
+  for (int left = model_limits(options_).max_chunk; left > 0;) {
+    const std::optional<PrefillStep> chunk = scheduler_.next_prefill(left);
+    if (!chunk) break;
+    prefill(*chunk);
+    left -= chunk->num_tokens;
+  }
   std::stable_sort(events_.begin(), events_.end(),
                    [](const TokenEvent& a, const TokenEvent& b) { return a.request < b.request; });
   return std::exchange(events_, {});
@@ -164,55 +170,83 @@ std::vector<TokenEvent> EngineLoop::step() {
 void EngineLoop::prefill(const PrefillStep& step) {
   const Timer timer(stats_.prefill_seconds);
   const Sequence& sequence = sequences_.at(step.request);
-  const auto first = sequence.request.prompt_tokens.begin() + step.start;
-  model_->prefill({.tokens = {first, first + step.num_tokens},
-                   .start = step.start,
-                   .pages = scheduler_.pages(step.request)},
-                  caches_, step.completes_prompt, stream_.get());
-  if (!step.completes_prompt) {
-    options_.backend->synchronize(stream_.get());
-    scheduler_.prefilled(step);
-    stats_.prompt_tokens += step.num_tokens;
-    return;
+  const std::vector<std::int32_t>& pages = scheduler_.pages(step.request);
+  if (step.copy_from != PagePool::kNoPage) {
+    copy_page(step.copy_from, pages[static_cast<std::size_t>(step.start / kPageTokens)]);
   }
-  std::vector<Chosen> chosen = sampler_.choose(model_->logits(), {next_choice(sequence)}, stream_.get());
+  const auto first = sequence.request.prompt_tokens.begin() + step.start;
+  model_->prefill({.tokens = {first, first + step.num_tokens}, .start = step.start, .pages = pages}, caches_,
+                  step.wants_token, stream_.get());
+  std::vector<Chosen> chosen;
+  if (step.wants_token) {
+    chosen = sampler_.choose(model_->logits(), {next_choice(sequence)}, stream_.get());
+  } else {
+    options_.backend->synchronize(stream_.get());
+  }
   scheduler_.prefilled(step);
   stats_.prompt_tokens += step.num_tokens;
-  record(step.request, std::move(chosen.front()));
+  if (step.wants_token) record(step.request, std::move(chosen.front()));
 }
 
-void EngineLoop::decode(const std::vector<RequestId>& requests) {
-  const Timer timer(stats_.decode_seconds);
-  DecodeBatch batch;
-  std::vector<Choice> choices;
-  for (const RequestId request : requests) {
-    const Sequence& sequence = sequences_.at(request);
-    const auto seq_len =
-        static_cast<std::int32_t>(sequence.request.prompt_tokens.size()) + sequence.num_generated;
-    batch.tokens.push_back(sequence.last_token);
-    batch.seq_lens.push_back(seq_len);
-    batch.max_pages = std::max(batch.max_pages, static_cast<int>(pages_for(seq_len)));
-    choices.push_back(next_choice(sequence));
+void EngineLoop::copy_page(std::int32_t from, std::int32_t to) {
+  const std::int64_t bytes = page_bytes(options_.cache_format);
+  for (const DeviceBuffer& pool : pools_) {
+    options_.backend->copy(static_cast<std::byte*>(pool.data()) + to * bytes,
+                           static_cast<const std::byte*>(pool.data()) + from * bytes, bytes,
+                           CopyKind::kDeviceToDevice, stream_.get());
   }
-  batch.block_table.assign(requests.size() * static_cast<std::size_t>(batch.max_pages), -1);
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    const std::vector<std::int32_t>& pages = scheduler_.pages(requests[i]);
+}
+
+void EngineLoop::decode(const std::vector<DecodeRow>& rows) {
+  const Timer timer(stats_.decode_seconds);
+  std::vector<Choice> choices;
+  for (const DecodeRow& row : rows) {  // those that want a token come first
+    if (row.wants_token) choices.push_back(next_choice(sequences_.at(row.request)));
+  }
+  model_->decode(make_batch(rows), caches_, stream_.get());
+  std::vector<Chosen> chosen;
+  if (choices.empty()) {
+    options_.backend->synchronize(stream_.get());
+  } else {
+    chosen = sampler_.choose(model_->logits(), choices, stream_.get());
+  }
+  ++stats_.decode_steps;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    scheduler_.decoded(rows[i]);
+    if (rows[i].wants_token) {
+      record(rows[i].request, std::move(chosen[i]));
+    } else {
+      ++stats_.replayed_tokens;
+    }
+  }
+}
+
+DecodeBatch EngineLoop::make_batch(const std::vector<DecodeRow>& rows) const {
+  DecodeBatch batch;
+  for (const DecodeRow& row : rows) {
+    const Sequence& sequence = sequences_.at(row.request);
+    const std::size_t generated_idx =
+        static_cast<std::size_t>(row.position) - sequence.request.prompt_tokens.size();
+    batch.tokens.push_back(sequence.generated.at(generated_idx));
+    batch.seq_lens.push_back(row.position + 1);
+    batch.max_pages = std::max(batch.max_pages, static_cast<int>(pages_for(row.position + 1)));
+  }
+  batch.block_table.assign(rows.size() * static_cast<std::size_t>(batch.max_pages), -1);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::vector<std::int32_t>& pages = scheduler_.pages(rows[i].request);
     const std::int64_t num_pages = pages_for(batch.seq_lens[i]);
     SNAPMLA_ASSERT(num_pages <= static_cast<std::int64_t>(pages.size()));
     std::copy_n(pages.begin(), num_pages,
                 batch.block_table.begin() + static_cast<std::ptrdiff_t>(i) * batch.max_pages);
   }
-  model_->decode(batch, caches_, stream_.get());
-  std::vector<Chosen> chosen = sampler_.choose(model_->logits(), choices, stream_.get());
-  ++stats_.decode_steps;
-  for (std::size_t i = 0; i < requests.size(); ++i) record(requests[i], std::move(chosen[i]));
+  return batch;
 }
 
 Choice EngineLoop::next_choice(const Sequence& sequence) const {
   const std::vector<std::int32_t>& forced = sequence.request.forced_tokens;
-  const auto token_idx = static_cast<std::size_t>(sequence.num_generated);
+  const std::size_t token_idx = sequence.generated.size();
   return {.sampling = sequence.request.sampling,
-          .token_idx = sequence.num_generated,
+          .token_idx = static_cast<std::int64_t>(token_idx),
           .forced = token_idx < forced.size() ? forced[token_idx] : -1,
           .return_logits = sequence.request.return_logits};
 }
@@ -220,8 +254,7 @@ Choice EngineLoop::next_choice(const Sequence& sequence) const {
 void EngineLoop::record(RequestId request, Chosen chosen) {
   SNAPMLA_ASSERT(chosen.token >= 0 && chosen.token < config().vocab);
   Sequence& sequence = sequences_.at(request);
-  sequence.last_token = chosen.token;
-  ++sequence.num_generated;
+  sequence.generated.push_back(chosen.token);
   ++stats_.generated_tokens;
 
   const std::vector<std::int32_t>& stops = config().stop_tokens;
@@ -234,7 +267,7 @@ void EngineLoop::record(RequestId request, Chosen chosen) {
   if (!is_stop_token) event.text = sequence.text.push(chosen.token);
   if (is_stop_token || sequence.text.stopped()) {
     event.finish = FinishReason::kStop;
-  } else if (sequence.num_generated == sequence.request.max_tokens) {
+  } else if (std::ssize(sequence.generated) == sequence.request.max_tokens) {
     event.finish = FinishReason::kLength;
   }
   if (event.finish != FinishReason::kNone) {
@@ -248,7 +281,10 @@ void EngineLoop::record(RequestId request, Chosen chosen) {
 EngineStats EngineLoop::stats() const {
   EngineStats stats = stats_;
   stats.pages_total = scheduler_.pool().num_total();
-  stats.pages_in_use = scheduler_.pool().num_in_use();
+  stats.pages_in_use = scheduler_.pool().num_held();
+  stats.pages_kept = scheduler_.pool().num_kept();
+  stats.prefix_tokens = scheduler_.num_tokens_found();
+  stats.preemptions = scheduler_.num_preemptions();
   stats.running = scheduler_.num_running();
   stats.waiting = scheduler_.num_waiting();
   return stats;

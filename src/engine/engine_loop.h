@@ -2,8 +2,8 @@
 // the text streams together; knows no files and no kind of model, so that tests drive it with a model of
 // their own.
 //
-// A step runs on copies of the bookkeeping's answers and counts only when the model has done its part: if an
-// op throws, nothing has moved and the next step repeats the work (writing the same tokens to the same
+// A step runs on copies of the bookkeeping's answers, and each call of the model counts when it has returned:
+// if an op throws, its work has not moved and the next step repeats it (writing the same tokens to the same
 // slots).
 #pragma once
 
@@ -65,12 +65,13 @@ class EngineLoop {
   struct Sequence {
     Request request;  // prompt_tokens filled in, max_tokens cut to what max_seq_len leaves
     TextStream text;
-    int num_generated = 0;
-    std::int32_t last_token = -1;  // generated, not yet in the cache
+    std::vector<std::int32_t> generated{};
   };
 
   void prefill(const PrefillStep& step);
-  void decode(const std::vector<RequestId>& requests);
+  void decode(const std::vector<DecodeRow>& rows);
+  [[nodiscard]] DecodeBatch make_batch(const std::vector<DecodeRow>& rows) const;
+  void copy_page(std::int32_t from, std::int32_t to);
   [[nodiscard]] Choice next_choice(const Sequence& sequence) const;
   void record(RequestId request, Chosen chosen);
 

@@ -31,7 +31,8 @@ struct PrefillChunk {
   std::vector<std::int32_t> pages;  ///< the request's pages, at least ceil((start + tokens) / 64)
 };
 
-/// One new token of each of several requests.
+/// One new token of each of several requests, or several of one, by position: each row attends to the rows
+/// of the same request before it.
 struct DecodeBatch {
   std::vector<std::int32_t> tokens;       ///< [batch]
   std::vector<std::int32_t> seq_lens;     ///< [batch] the new token counted: it is at position seq_len - 1

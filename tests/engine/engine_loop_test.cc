@@ -22,7 +22,6 @@ using ::testing::ElementsAre;
 using testing::fake_engine;
 using testing::fake_logits;
 using testing::FakeLog;
-using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using testing::kEos;
 using testing::kFakeVocab;
@@ -72,11 +71,13 @@ std::vector<std::int32_t> bytes_of(const std::string& text) {
   return tokens;
 }
 
-/// Greedy decoding by the fake model's formula.
-std::vector<std::int32_t> formula(std::vector<std::int32_t> tokens, int num_tokens) {
+/// Greedy decoding by the fake model's formula, after a prompt and num_forced tokens behind it.
+std::vector<std::int32_t> formula(std::vector<std::int32_t> tokens, int num_tokens,
+                                  std::size_t num_forced = 0) {
   std::vector<std::int32_t> generated;
+  const std::size_t num_prompt = tokens.size() - num_forced;
   for (int i = 0; i < num_tokens; ++i) {
-    const std::vector<float> logits = fake_logits(tokens);
+    const std::vector<float> logits = fake_logits(tokens, num_prompt);
     tokens.push_back(
         static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
     generated.push_back(tokens.back());
@@ -102,12 +103,12 @@ TEST(EngineLoop, PrefillsInChunksAndDecodesBeside) {
   const auto log = std::make_shared<FakeLog>();
   EngineLoop engine = fake_engine({.max_batch = 4, .prefill_chunk = 10}, log);
   engine.submit({.prompt_tokens = make_prompt(25), .max_tokens = 5, .ignore_eos = true});
-  engine.submit({.prompt_tokens = make_prompt(4), .max_tokens = 3, .ignore_eos = true});
+  engine.submit({.prompt_tokens = make_prompt(4, 9), .max_tokens = 3, .ignore_eos = true});
   std::vector<std::size_t> events_in_step;
   while (!engine.idle()) events_in_step.push_back(engine.step().size());
   EXPECT_THAT(log->chunks, ElementsAre(10, 10, 5, 4));
-  EXPECT_THAT(log->batches, ElementsAre(1, 2, 2, 1));
-  EXPECT_THAT(events_in_step, ElementsAre(0, 0, 1, 2, 2, 2, 1));
+  EXPECT_THAT(log->batches, ElementsAre(2, 2, 1, 1));
+  EXPECT_THAT(events_in_step, ElementsAre(0, 0, 2, 2, 2, 1, 1));
 }
 
 // A request's text must not depend on what else runs, waits or is cancelled.
@@ -118,10 +119,10 @@ struct Crowd {
 
 Crowd make_crowd(std::mt19937& random, int count) {
   const auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
-  EngineLoop engine = fake_engine({.max_batch = 1});
+  EngineLoop engine = fake_engine({.max_batch = 1, .enable_prefix_caching = false});
   Crowd crowd;
   for (int i = 0; i < count; ++i) {
-    Request request{.prompt_tokens = make_prompt(pick(1, 200), pick(0, 255)), .max_tokens = pick(1, 60)};
+    Request request{.prompt_tokens = make_prompt(pick(1, 200), pick(0, 5)), .max_tokens = pick(1, 60)};
     request.ignore_eos = pick(0, 3) == 0;
     if (pick(0, 1) == 0) {
       request.sampling = {.temperature = 1,
@@ -195,6 +196,50 @@ TEST_P(EngineLoopCrowd, GivesEachRequestWhatItGetsAlone) {
 
 INSTANTIATE_TEST_SUITE_P(Seeds, EngineLoopCrowd, ::testing::Range(1, 9));
 
+// 6 requests that need 4 pages each to their ends, in 4 pages.
+TEST(EngineLoop, PreemptedRequestsGoOnWhereTheyWere) {
+  const auto log = std::make_shared<FakeLog>();
+  EngineLoop engine =
+      fake_engine({.max_batch = 6, .num_pages = 4, .prefill_chunk = 50, .enable_prefix_caching = false}, log);
+  for (int i = 0; i < 6; ++i)
+    engine.submit({.prompt_tokens = make_prompt(30, i), .max_tokens = 200, .ignore_eos = true});
+  std::map<RequestId, Outcome> outcomes;
+  while (!engine.idle()) collect(engine.step(), outcomes);
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(outcomes[i + 1].tokens, formula(make_prompt(30, i), 200)) << i;
+  const EngineStats stats = engine.stats();
+  EXPECT_GE(stats.preemptions, 5);
+  EXPECT_GT(stats.replayed_tokens, 100);
+  EXPECT_EQ(stats.generated_tokens, 6 * 200);
+  EXPECT_EQ(stats.pages_in_use, 0);
+  EXPECT_EQ(std::accumulate(log->batches.begin(), log->batches.end(), 0),
+            6 * 199 + static_cast<int>(stats.replayed_tokens));
+}
+
+TEST(EngineLoop, PromptsThatBeginAlikeArePrefilledOnce) {
+  const auto log = std::make_shared<FakeLog>();
+  EngineLoop engine = fake_engine({.max_batch = 4, .num_pages = 40, .prefill_chunk = 256}, log);
+  std::vector<std::vector<std::int32_t>> prompts;
+  for (int i = 0; i < 4; ++i) {
+    prompts.push_back(make_prompt(200));
+    prompts.back().insert(prompts.back().end(), {i, 1, 2, 3, 4, 5, 6, 7, 8, 9});
+    engine.submit({.prompt_tokens = prompts.back(), .max_tokens = 60, .ignore_eos = true});
+  }
+  std::map<RequestId, Outcome> outcomes;
+  while (!engine.idle()) collect(engine.step(), outcomes);
+  for (int i = 0; i < 4; ++i)
+    EXPECT_EQ(outcomes[i + 1].tokens, formula(prompts[static_cast<std::size_t>(i)], 60)) << i;
+  EXPECT_THAT(log->chunks, ElementsAre(210, 10, 10, 10));
+  EXPECT_EQ(engine.stats().prompt_tokens, 240);
+  EXPECT_EQ(engine.stats().prefix_tokens, 600);
+  EXPECT_EQ(engine.stats().pages_in_use, 0);
+  EXPECT_EQ(engine.stats().pages_kept, 3 + 4);
+
+  // The same prompt once more, all of it known: one token is prefilled, and what it writes harms nobody.
+  EXPECT_EQ(run_alone(engine, {.prompt_tokens = prompts[0], .max_tokens = 60, .ignore_eos = true}).tokens,
+            formula(prompts[0], 60));
+  EXPECT_EQ(log->chunks.back(), 1);
+}
+
 TEST(EngineLoop, StopTokensEndARequestUnlessIgnored) {
   EngineLoop engine = fake_engine({});
   Request request{.prompt_tokens = make_prompt(5), .max_tokens = 6};
@@ -244,7 +289,7 @@ TEST(EngineLoop, SamplesOnAfterTheForcedTokens) {
   request.forced_tokens = {9, 8, 7};
   std::vector<std::int32_t> forced = prompt;
   forced.insert(forced.end(), {9, 8, 7});
-  std::vector<std::int32_t> want = formula(forced, 7);
+  std::vector<std::int32_t> want = formula(forced, 7, 3);
   want.insert(want.begin(), {9, 8, 7});
   EXPECT_EQ(run_alone(engine, request).tokens, want);
 }
@@ -257,7 +302,7 @@ TEST(EngineLoop, SamplesWithTheSeedAndTheIndexOfTheToken) {
       engine, {.prompt_tokens = tokens, .max_tokens = 20, .sampling = sampling, .ignore_eos = true});
   Sampler sampler(reference(), 1);
   for (int i = 0; i < 20; ++i) {
-    const std::vector<float> logits = fake_logits(tokens);
+    const std::vector<float> logits = fake_logits(tokens, 10);
     const std::vector<Chosen> chosen =
         sampler.choose(ConstTensorView(logits.data(), DType::kF32, {1, kFakeVocab}),
                        {{.sampling = sampling, .token_idx = i}}, {});
@@ -275,7 +320,7 @@ TEST(EngineLoop, EventsCarryLogitsAndTheirProbability) {
   std::vector<std::int32_t> tokens = request.prompt_tokens;
   while (!engine.idle()) {
     for (const TokenEvent& event : engine.step()) {
-      EXPECT_EQ(event.logits, fake_logits(tokens));
+      EXPECT_EQ(event.logits, fake_logits(tokens, 3));
       EXPECT_DOUBLE_EQ(event.logprob, log_probability(event.logits, event.token));
       tokens.push_back(event.token);
     }
@@ -373,11 +418,11 @@ TEST(EngineLoop, CountsWhatItDid) {
   EngineLoop engine = fake_engine({.max_batch = 2, .num_pages = 7, .prefill_chunk = 16});
   EXPECT_EQ(engine.stats().pages_total, 7);
   for (int i = 0; i < 3; ++i)
-    engine.submit({.prompt_tokens = make_prompt(20), .max_tokens = 50, .ignore_eos = true});
+    engine.submit({.prompt_tokens = make_prompt(20, i), .max_tokens = 50, .ignore_eos = true});
   EXPECT_EQ(engine.stats().waiting, 3);
   (void)engine.step();
-  EXPECT_EQ(engine.stats().running, 2);
-  EXPECT_EQ(engine.stats().pages_in_use, 4);  // 20 + 50 - 1 tokens take 2 pages
+  EXPECT_EQ(engine.stats().running, 1);
+  EXPECT_EQ(engine.stats().pages_in_use, 1);
   EXPECT_EQ(engine.stats().prompt_tokens, 16);
   while (!engine.idle()) (void)engine.step();
   const EngineStats stats = engine.stats();
@@ -438,58 +483,6 @@ TEST(EngineLoop, RefusesWhatItCannotAnswer) {
   EXPECT_EQ(
       run_alone(engine, {.prompt_tokens = make_prompt(150), .max_tokens = 43, .ignore_eos = true}).tokens,
       formula(make_prompt(150), 43));
-}
-
-std::string refusal(const EngineOptions& options) {
-  try {
-    (void)complete_options(options, testing::fake_config());
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
-    return error.what();
-  }
-  return "accepted";
-}
-
-TEST(EngineOptionsTest, RefusesValuesOutOfRange) {
-  EXPECT_EQ(refusal({.max_seq_len = 2048, .max_batch = 4096, .num_pages = 1, .prefill_chunk = 1}),
-            "accepted");
-  EXPECT_EQ(refusal({.max_seq_len = 1}),
-            "[engine] max_seq_len must be 0 or from 2 to the model's own maximum of 2048; got 1");
-  EXPECT_THAT(refusal({.max_seq_len = -1}), HasSubstr("max_seq_len"));
-  EXPECT_THAT(refusal({.max_seq_len = 2049}), HasSubstr("got 2049"));
-  EXPECT_EQ(refusal({.max_batch = 0}), "[engine] max_batch must be from 1 to 4096; got 0");
-  EXPECT_THAT(refusal({.max_batch = 4097}), HasSubstr("max_batch"));
-  EXPECT_EQ(refusal({.num_pages = -1}), "[engine] num_pages must be from 0 to 33554431; got -1");
-  EXPECT_THAT(refusal({.num_pages = std::int64_t{1} << 40}), HasSubstr("num_pages"));
-  EXPECT_EQ(refusal({.prefill_chunk = 0}), "[engine] prefill_chunk must be at least 1; got 0");
-}
-
-TEST(EngineOptionsTest, RefusesABackendThatHasTheAttentionOpsOnly) {
-  try {
-    (void)complete_options({.backend = &cuda()}, testing::fake_config());
-    FAIL() << "no plain ops, no engine";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
-    EXPECT_EQ(error.what(),
-              "[engine] the cuda backend cannot run a whole model: " + cuda().supports_models().reason);
-  }
-}
-
-TEST(EngineOptionsTest, ZerosAreChosen) {
-  const ModelConfig config = testing::fake_config();
-  const EngineOptions chosen = complete_options({}, config);
-  EXPECT_EQ(chosen.backend->name(), "reference") << "the only backend that runs whole models";
-  EXPECT_NE(chosen.backend, nullptr);
-  EXPECT_EQ(chosen.max_seq_len, 2048);
-  EXPECT_EQ(chosen.num_pages, 8 * 2048 / 64);
-  EXPECT_EQ(complete_options({.max_batch = 1}, config).num_pages, 2048 / 64);
-  EXPECT_EQ(complete_options({.max_seq_len = 65, .max_batch = 3}, config).num_pages, 6);
-
-  ModelConfig large = config;
-  large.max_position = 163840;
-  EXPECT_EQ(complete_options({}, large).num_pages, 2560);
-  EXPECT_EQ(complete_options({.max_batch = 64}, large).num_pages, 64 * 64);
-  EXPECT_EQ(model_limits(complete_options({.max_seq_len = 100}, large)).max_chunk, 100);
 }
 
 }  // namespace

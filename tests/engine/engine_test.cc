@@ -113,6 +113,50 @@ TEST_P(EngineFormats, ARequestDoesNotDependOnTheCrowd) {
   }
 }
 
+// Requests that begin alike, in a pool that holds less than two of them to their ends: every one is preempted
+// or finds a part of its prompt in the cache, and none may show it in a single bit of its logits.
+TEST_P(EngineFormats, PreemptionAndCachedPrefixesChangeNoBit) {
+  std::vector<Request> requests;
+  for (int i = 0; i < 8; ++i) {
+    Request request{
+        .prompt_tokens = some_tokens(90, 1), .max_tokens = 120, .ignore_eos = true, .return_logits = true};
+    const std::vector<std::int32_t> own = some_tokens(1 + 11 * (i % 4), static_cast<std::uint64_t>(i % 5));
+    request.prompt_tokens.insert(request.prompt_tokens.end(), own.begin(), own.end());
+    requests.push_back(std::move(request));
+  }
+  const auto options = [](int batch, std::int64_t pages, int chunk, bool prefix_caching) {
+    return EngineOptions{.model_dir = random_model(),
+                         .backend = &reference(),
+                         .cache_format = GetParam(),
+                         .max_seq_len = 256,
+                         .max_batch = batch,
+                         .num_pages = pages,
+                         .prefill_chunk = chunk,
+                         .enable_prefix_caching = prefix_caching};
+  };
+  Engine single(options(1, 4, 512, false));
+  std::vector<Outcome> alone;
+  for (const Request& request : requests) alone.push_back(run(single, {request}).at(0));
+  EXPECT_EQ(single.stats().preemptions + single.stats().prefix_tokens, 0);
+
+  for (const bool prefix_caching : {false, true}) {
+    Engine crowd(options(5, 6, 37, prefix_caching));
+    const std::vector<Outcome> together = run(crowd, requests);
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_EQ(together[i].tokens, alone[i].tokens) << "request " << i;
+      EXPECT_EQ(together[i].logits, alone[i].logits) << "request " << i;
+      EXPECT_EQ(together[i].finish, alone[i].finish) << "request " << i;
+    }
+    EXPECT_GT(crowd.stats().preemptions, 2);
+    EXPECT_GT(crowd.stats().replayed_tokens, 20);
+    EXPECT_EQ(crowd.stats().prefix_tokens > 0, prefix_caching);
+    // Once more, each after the others: whole prompts are found.
+    if (!prefix_caching) continue;
+    for (std::size_t i = 0; i < requests.size(); ++i)
+      EXPECT_EQ(run(crowd, {requests[i]}).at(0).logits, alone[i].logits) << "request " << i;
+  }
+}
+
 TEST_P(EngineFormats, TheBundledModelContinuesText) {
   Engine engine({.model_dir = kBundled, .cache_format = GetParam(), .max_seq_len = 256, .max_batch = 3});
   const Request request{

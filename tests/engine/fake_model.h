@@ -1,6 +1,7 @@
 // A model without weights for tests of the engine: its logits are a hash of the token ids and positions it
-// finds in the cache, which it alone writes. So a page of someone else's, a token at a wrong place, or a
-// chunk that was left out changes the text. Runs on host memory.
+// finds in the cache, which it alone writes, and of which pass wrote them, prefill or decode. So a page of
+// someone else's, a token at a wrong place, a chunk that was left out, or a generated token that was
+// prefilled changes the text. Runs on host memory.
 #pragma once
 
 #include <algorithm>
@@ -65,21 +66,29 @@ inline std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
   return hash ^ (hash >> 29U);
 }
 
-/// The logits after these tokens.
-inline std::vector<float> fake_logits(const std::vector<std::int32_t>& tokens) {
+/// The logits after these marks, one a token: its id, and kDecoded more if a decode step wrote it.
+inline constexpr std::int32_t kDecoded = 1 << 20;
+inline std::vector<float> logits_of_marks(const std::vector<std::int32_t>& marks) {
   std::uint64_t hash = 1;
-  for (const std::int32_t token : tokens) hash = mix(hash, static_cast<std::uint64_t>(token));
+  for (const std::int32_t mark : marks) hash = mix(hash, static_cast<std::uint64_t>(mark));
   std::vector<float> logits(kFakeVocab);
   for (std::size_t i = 0; i < logits.size(); ++i)
     logits[i] = static_cast<float>(mix(hash, i + 1) >> 40U) * 0x1p-21F;  // [0, 8)
   return logits;
 }
 
+/// The logits after these tokens, of which the first num_prompt are the prompt.
+inline std::vector<float> fake_logits(std::vector<std::int32_t> tokens, std::size_t num_prompt) {
+  for (std::size_t i = num_prompt; i < tokens.size(); ++i) tokens[i] += kDecoded;
+  return logits_of_marks(tokens);
+}
+
 /// What the engine asked of a FakeModel; outlives it.
 struct FakeLog {
   int fail_in = -1;  ///< calls from now until one throws; -1: none does
-  std::vector<int> chunks;
-  std::vector<int> batches;
+  bool record = true;
+  std::vector<int> chunks{};
+  std::vector<int> batches{};
 };
 
 class FakeModel : public Model {
@@ -102,9 +111,9 @@ class FakeModel : public Model {
                Stream) override {
     const auto num_tokens = static_cast<int>(chunk.tokens.size());
     SNAPMLA_ASSERT(num_tokens >= 1 && num_tokens <= limits_.max_chunk);
-    log_->chunks.push_back(num_tokens);
+    if (log_->record) log_->chunks.push_back(num_tokens);
     for (int i = 0; i < num_tokens; ++i) {
-      write(cache, chunk.pages, chunk.start + i, chunk.tokens[static_cast<std::size_t>(i)]);
+      write(cache, chunk.pages, {chunk.tokens[static_cast<std::size_t>(i)], chunk.start + i});
       maybe_fail();
     }
     if (want_logits) answer(cache, chunk.pages, chunk.start + num_tokens, 0);
@@ -115,11 +124,11 @@ class FakeModel : public Model {
     SNAPMLA_ASSERT(rows >= 1 && rows <= static_cast<std::size_t>(limits_.max_batch));
     SNAPMLA_ASSERT(batch.seq_lens.size() == rows);
     SNAPMLA_ASSERT(batch.block_table.size() == rows * static_cast<std::size_t>(batch.max_pages));
-    log_->batches.push_back(static_cast<int>(rows));
+    if (log_->record) log_->batches.push_back(static_cast<int>(rows));
     for (std::size_t i = 0; i < rows; ++i) {
       const auto row = batch.block_table.begin() + static_cast<std::ptrdiff_t>(i) * batch.max_pages;
       const std::vector<std::int32_t> pages(row, row + batch.max_pages);
-      write(cache, pages, batch.seq_lens[i] - 1, batch.tokens[i]);
+      write(cache, pages, {batch.tokens[i] + kDecoded, batch.seq_lens[i] - 1});
       maybe_fail();
       answer(cache, pages, batch.seq_lens[i], i);
     }
@@ -127,7 +136,7 @@ class FakeModel : public Model {
 
  private:
   struct Cell {
-    std::int32_t token = 0;
+    std::int32_t mark = 0;
     std::int32_t position = 0;
   };
 
@@ -138,24 +147,23 @@ class FakeModel : public Model {
            position % kPageTokens * view.latent.row_stride;
   }
 
-  static void write(const std::vector<CacheView>& cache, const std::vector<std::int32_t>& pages, int position,
-                    std::int32_t token) {
-    const Cell cell{token, position};
-    for (const CacheView& view : cache) std::memcpy(cell_of(view, pages, position), &cell, sizeof cell);
+  static void write(const std::vector<CacheView>& cache, const std::vector<std::int32_t>& pages,
+                    const Cell& cell) {
+    for (const CacheView& view : cache) std::memcpy(cell_of(view, pages, cell.position), &cell, sizeof cell);
   }
 
   void answer(const std::vector<CacheView>& cache, const std::vector<std::int32_t>& pages, int seq_len,
               std::size_t row) {
-    std::vector<std::int32_t> tokens;
+    std::vector<std::int32_t> marks;
     for (int position = 0; position < seq_len; ++position) {
       Cell cell;
       std::memcpy(&cell, cell_of(cache.front(), pages, position), sizeof cell);
       Cell last;
       std::memcpy(&last, cell_of(cache.back(), pages, position), sizeof last);
-      const bool right = cell.position == position && last.position == position && last.token == cell.token;
-      tokens.push_back(right ? cell.token : -1000 - position);
+      const bool right = cell.position == position && last.position == position && last.mark == cell.mark;
+      marks.push_back(right ? cell.mark : -1000 - position);
     }
-    const std::vector<float> result = fake_logits(tokens);
+    const std::vector<float> result = logits_of_marks(marks);
     std::copy(result.begin(), result.end(), logits_.begin() + static_cast<std::ptrdiff_t>(row) * kFakeVocab);
   }
 
