@@ -147,11 +147,13 @@ struct PlanParams {
 void plan(Backend& backend, const PlanParams& params, Stream stream);
 
 struct DecodeParams {
-  ConstTensorView
-      q_latent;  ///< [batch, s, heads, 512]: e4m3 for FP8 pages, bf16 for BF16 pages; device, dense
-  ConstTensorView q_rope{};   ///< [batch, s, heads, 64] bf16 device, dense; divided by q_scale for FP8 pages
-  ConstTensorView q_scale{};  ///< [batch, s, heads] f32 device, dense; FP8 pages only
-  CacheView cache{};
+  // Query rows: q_latent and q_rope may be slices of one tensor, or have heads and requests swapped, as batched
+  // products leave them: any stride of batch, and any of a row where the s * heads rows of a request are evenly
+  // spaced. The cuda backend wants each row to begin at a multiple of 16 bytes.
+  ConstTensorView q_latent{};  ///< [batch, s, heads, 512]: e4m3 for FP8 pages, bf16 for BF16 pages; device
+  ConstTensorView q_rope{};    ///< [batch, s, heads, 64] bf16 device; divided by q_scale for FP8 pages
+  ConstTensorView q_scale{};   ///< [batch, s, heads] f32 device, dense; FP8 pages only
+  CacheView cache{};           ///< on the cuda backend, scale must be dense within a page (row_stride 4)
   ConstTensorView
       block_table;  ///< [batch, max_pages] int32 device; entries past ceil(seq_len / 64) are never read
   ConstTensorView seq_lens{};  ///< [batch] int32 device

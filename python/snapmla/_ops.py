@@ -138,11 +138,13 @@ def decode(q_latent: torch.Tensor, q_rope: torch.Tensor, q_scale: torch.Tensor |
         lse = ln sum_t exp(logit[t])        out = sum_t exp(logit[t] - lse) latent[t]
 
     Args:
-        q_latent: [batch, s, heads, 512], dense: float8_e4m3fn (quantize_q's) for FP8 pages, bfloat16 for BF16 pages.
-            Heads 1 .. 128, s * heads up to 1,024.
-        q_rope: bfloat16 [batch, s, heads, 64], dense; divided by q_scale for FP8 pages, as quantize_q does.
-        q_scale: float32 [batch, s, heads] for FP8 pages; None for BF16 pages.
-        cache: the pages.
+        q_latent: [batch, s, heads, 512]: float8_e4m3fn (quantize_q's) for FP8 pages, bfloat16 for BF16 pages.
+            Heads 1 .. 128, s * heads up to 1,024. Rows are read where they lie: the last dimension is dense, the
+            s * heads rows of a request are evenly spaced, and on CUDA each begins at a multiple of 16 bytes. So halves of
+            one [batch, s, heads, 576] need no copy, nor does a product over heads, [heads, batch, 512] transposed.
+        q_rope: bfloat16 [batch, s, heads, 64], as q_latent; divided by q_scale for FP8 pages, as quantize_q does.
+        q_scale: float32 [batch, s, heads], dense, for FP8 pages; None for BF16 pages.
+        cache: the pages; on CUDA the scales of a page must lie side by side, as they do in all but odd planes.
         block_table: int32 [batch, max_pages], the page of each run of 64 tokens; entries past a request's last page are
             never read. Any row stride.
         seq_lens: int32 [batch], cached tokens of each request, the s being decoded included.

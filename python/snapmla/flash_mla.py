@@ -62,7 +62,8 @@ def flash_mla_with_kvcache(
     """Dense decode over a BF16 cache.
 
     Args:
-        q: bfloat16 [batch, s, heads, 576], latent then rope; heads 1 .. 128, s * heads up to 1,024; any strides but the last.
+        q: bfloat16 [batch, s, heads, 576], latent then rope; heads 1 .. 128, s * heads up to 1,024. Any strides;
+            copied only where `decode` would not take it as it lies.
         k_cache: bfloat16 [num_pages, 64, 1, 576].
         block_table: int32 [batch, max_pages].
         cache_seqlens: int32 [batch], the s tokens being decoded included.
@@ -141,11 +142,10 @@ def _decode(q, cache, block_table, cache_seqlens, head_dim_v, meta, num_splits, 
         meta.plan, meta.config = plan(cache_seqlens, rows=s * heads), config
     _require(meta.config == config, f"tile_scheduler_metadata was planned for {meta.config} "
              f"(batch, s, heads, causal, format, device); got {config}")
+    if q.stride(3) != 1 or q.stride(1) != heads * q.stride(2) and s > 1:
+        q = q.contiguous()  # decode takes the rows of a request where they are evenly spaced
     latent, rope = q.split((LATENT_DIM, TOKEN_DIM - LATENT_DIM), -1)
-    if cache.format == "fp8":
-        query = quantize_q(latent, rope)
-    else:
-        query = (latent.contiguous(), rope.contiguous(), None)
+    query = quantize_q(latent, rope) if cache.format == "fp8" else (latent, rope, None)
     scale = TOKEN_DIM**-0.5 if softmax_scale is None else softmax_scale
     out, lse = decode(*query, cache, block_table, cache_seqlens, meta.plan, scale, causal=causal)
     lse.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=torch.inf)  # -inf to +inf, the rest as it is, in one launch

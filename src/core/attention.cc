@@ -98,6 +98,14 @@ void require_rows(std::string_view op, std::int64_t batch, std::int64_t s, std::
                   kMaxRows, "; got s ", s, ", heads ", heads);
 }
 
+/// Query rows [batch, s, heads, width] that a kernel can walk as [batch, s * heads, width].
+void require_query(std::string_view op, const char* argument, const ConstTensorView& view, DType dtype,
+                   std::initializer_list<std::int64_t> shape, std::string_view names) {
+  require_tensor(op, argument, view, dtype, shape, names, Layout::kStrided);
+  const bool even = view.dim(1) <= 1 || view.dim(2) <= 1 || view.stride(1) == view.dim(2) * view.stride(2);
+  SNAPMLA_REQUIRE(even, op, argument, " must have evenly spaced rows (s, heads) in a request; got ", view);
+}
+
 void require_plan(std::string_view op, const PlanView& plan, std::int64_t batch) {
   const PlanShape& shape = plan.shape;
   SNAPMLA_REQUIRE(shape.batch == batch, op, "plan must be made for batch ", batch, "; got ", shape.batch);
@@ -218,13 +226,13 @@ void decode(Backend& backend, const DecodeParams& params, Stream stream) {
   constexpr std::string_view kOp = "decode";
   require_cache(kOp, params.cache);
   const bool fp8 = params.cache.format == CacheFormat::kFp8;
-  require_tensor(kOp, "q_latent", params.q_latent, fp8 ? DType::kE4M3 : DType::kBF16,
-                 {kAny, kAny, kAny, kLatentDim}, "batch,s,heads,512");
+  require_query(kOp, "q_latent", params.q_latent, fp8 ? DType::kE4M3 : DType::kBF16,
+                {kAny, kAny, kAny, kLatentDim}, "batch,s,heads,512");
   const std::int64_t batch = params.q_latent.dim(0);
   const std::int64_t s = params.q_latent.dim(1);
   const std::int64_t heads = params.q_latent.dim(2);
   require_rows(kOp, batch, s, heads);
-  require_tensor(kOp, "q_rope", params.q_rope, DType::kBF16, {batch, s, heads, kRopeDim}, "batch,s,heads,64");
+  require_query(kOp, "q_rope", params.q_rope, DType::kBF16, {batch, s, heads, kRopeDim}, "batch,s,heads,64");
   if (fp8) require_tensor(kOp, "q_scale", params.q_scale, DType::kF32, {batch, s, heads}, "batch,s,heads");
   require_tensor(kOp, "block_table", params.block_table, DType::kI32, {batch, kAny}, "batch,max_pages",
                  Layout::kStrided);

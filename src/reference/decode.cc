@@ -79,19 +79,25 @@ void load_block(const CacheView& cache, std::int64_t page, int tokens, Block& bl
   }
 }
 
-QueryRow load_query(const DecodeParams& params, std::int64_t row) {
+/// Row `row` of the s * heads of a request.
+QueryRow load_query(const DecodeParams& params, std::int64_t request, std::int64_t row) {
   QueryRow query;
   const bool fp8 = params.cache.format == CacheFormat::kFp8;
+  const std::int64_t heads = params.q_latent.dim(2);
+  const auto begin = [&](const ConstTensorView& q) {
+    return request * q.stride(0) + row / heads * q.stride(1) + row % heads * q.stride(2);
+  };
   float* value = query.value.data();
   for (int d = 0; d < kLatentDim; ++d) {
-    const std::int64_t i = row * kLatentDim + d;
+    const std::int64_t i = begin(params.q_latent) + d;
     value[d] = fp8 ? to_float(params.q_latent.as<E4m3>()[i]) : to_float(params.q_latent.as<Bf16>()[i]);
   }
   for (int d = 0; d < kRopeDim; ++d) {
-    value[kLatentDim + d] = to_float(params.q_rope.as<Bf16>()[row * kRopeDim + d]);
+    value[kLatentDim + d] = to_float(params.q_rope.as<Bf16>()[begin(params.q_rope) + d]);
   }
-  query.logit_scale =
-      static_cast<double>(params.softmax_scale) * (fp8 ? params.q_scale.as<float>()[row] : 1.0F);
+  const std::int64_t rows = params.q_latent.dim(1) * heads;
+  query.logit_scale = static_cast<double>(params.softmax_scale) *
+                      (fp8 ? params.q_scale.as<float>()[request * rows + row] : 1.0F);
   return query;
 }
 
@@ -172,7 +178,7 @@ void decode_item(const DecodeParams& params, const std::int32_t* item, float* pa
 
   std::vector<QueryRow> query;
   query.reserve(static_cast<std::size_t>(rows));
-  for (int row = 0; row < rows; ++row) query.push_back(load_query(params, request * rows + row));
+  for (int row = 0; row < rows; ++row) query.push_back(load_query(params, request, row));
   std::vector<RowState> state(static_cast<std::size_t>(rows));
   Block block;
   for (int begin = first; begin < end; begin += kPageTokens) {

@@ -183,6 +183,15 @@ TEST_F(Attention, Decode) {
   EXPECT_EQ(message(params),
             "[decode] q_latent must be bf16 [batch, s, heads, 512]; got e4m3 [2, 1, 4, 512]");
   params = decode_params();
+  params.q_rope = {params.q_rope.data(), DType::kBF16, {2, 1, 4, 64}, {512, 512, 128, 2}};
+  EXPECT_EQ(message(params),
+            "[decode] q_rope must be dense in its last dimension; got bf16 [2, 1, 4, 64] with strides "
+            "[512, 512, 128, 2]");
+  params.q_latent = {params.q_latent.data(), DType::kE4M3, {1, 2, 4, 512}, {4096, 512, 1024, 1}};
+  EXPECT_EQ(message(params),
+            "[decode] q_latent must have evenly spaced rows (s, heads) in a request; got e4m3 [1, 2, 4, 512] "
+            "with strides [4096, 512, 1024, 1]");
+  params = decode_params();
   params.q_scale = {};
   EXPECT_EQ(message(params), "[decode] q_scale must be f32 [batch=2, s=1, heads=4]; got absent");
   params = decode_params();

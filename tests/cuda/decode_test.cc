@@ -120,6 +120,14 @@ TEST_F(CudaDecode, RoundsTheSameResultToBf16) {
   }
 }
 
+TEST_F(CudaDecode, ReadsQueryRowsWhereTheyLie) {
+  for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
+    for (const auto& [s, heads] : std::vector<std::pair<int, int>>{{1, 1}, {1, 128}, {3, 43}})
+      expect_the_same_from_strided_rows(
+          cuda(), make_problem({.seq_lens = {100, 7, 64}, .s = s, .heads = heads, .format = format}));
+  }
+}
+
 TEST_F(CudaDecode, RepeatsBitForBit) {
   for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
     const Problem problem =

@@ -39,9 +39,9 @@ class Case:
 
 
 def empty_cache(num_pages, format, layout, device):
-    """A poisoned pool: dense records, padded records, or planes of their own with rows apart."""
+    """A poisoned pool: dense records, padded records, or planes of their own with rows apart; sparse: scales too."""
     fp8 = format == "fp8"
-    if layout != "planes":
+    if layout not in ("planes", "sparse"):
         page = PAGE * (644 if fp8 else 1152)
         stride = page if layout == "records" else 656 * PAGE if fp8 else page + 4096
         buffer = torch.full((num_pages, stride), POISON, dtype=torch.uint8, device=device)
@@ -58,7 +58,8 @@ def empty_cache(num_pages, format, layout, device):
     latent_type = torch.float8_e4m3fn if fp8 else torch.bfloat16
     latent = plane(LATENT, latent_type, LATENT * latent_type.itemsize + 16)
     rope = plane(ROPE, torch.bfloat16, 2 * ROPE + 16)
-    return snapmla.PagedCache.from_planes(latent, rope, plane(1, torch.float32, 8)[..., 0] if fp8 else None)
+    scale_bytes = 8 if layout == "sparse" else 4
+    return snapmla.PagedCache.from_planes(latent, rope, plane(1, torch.float32, scale_bytes)[..., 0] if fp8 else None)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from test_quantize import angles, rotate
 
 import snapmla
 
-LAYOUTS = ["records", "padded", "planes"]
+LAYOUTS = ["records", "padded", "planes", "sparse"]
 
 
 def same_bits(a, b):
@@ -156,6 +156,8 @@ def test_allocate():
     (lambda: snapmla.PagedCache.from_records(torch.zeros(2, 100, dtype=torch.uint8)), "at least 41216"),
     (lambda: snapmla.PagedCache.from_records(torch.zeros(2, 82432, dtype=torch.uint8)[:, ::2]), "dense within a page"),
     (lambda: snapmla.PagedCache.from_records(torch.zeros(2, 64, 576)), "records must be uint8"),
+    (lambda: snapmla.PagedCache.from_records(torch.zeros(2, 32, 576).bfloat16()), "records must be uint8"),
+    (lambda: snapmla.PagedCache.from_planes(torch.zeros(2, 32, 512).bfloat16(), None), "latent must be"),
     (lambda: snapmla.PagedCache.from_planes(torch.zeros(2, 64, 512), None), "latent must be float8_e4m3fn or bfloat16"),
     (lambda: snapmla.pack(torch.zeros(2, 64, 576)), "kv must be bfloat16"),
     (lambda: snapmla.pack(torch.zeros(2, 64, 576).bfloat16(), scale_rule="max"), "scale_rule must be pow2 or amax"),

@@ -35,11 +35,42 @@ CASES = [
 ]
 
 
+def test_scales_may_lie_apart_on_the_cpu():
+    problem = Problem(Case(EDGES, layout="sparse"), torch.device("cpu"))
+    assert_matches(problem, *problem.solve())
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_fp64(device, case):
     problem = Problem(case, device)
     out, lse = problem.solve()
     assert_matches(problem, out, lse)
+
+
+def strided(q, how):
+    """The same rows [batch, s, heads, width] elsewhere in memory."""
+    batch, s, heads, width = q.shape
+    if how == "slice":  # of a wider projection, 16 bytes in
+        wide = q.new_empty(batch, s, heads, width + 64)
+        return wide[..., 16 // q.itemsize :][..., :width].copy_(q)
+    if how == "heads first":  # [heads, batch, width], as a batched product over heads leaves it
+        return q.new_empty(s * heads, batch, width).permute(1, 0, 2).unflatten(1, (s, heads)).copy_(q)
+    return q.new_empty(2 * batch, s, heads, width)[::2].copy_(q)  # "every other request"
+
+
+@pytest.mark.parametrize("how", ["slice", "heads first", "every other request"])
+@pytest.mark.parametrize("format", ["fp8", "bf16"])
+@pytest.mark.parametrize("s, heads", [(1, 9), (2, 40), (3, 1), (1, 1)])
+def test_strided_query(device, format, s, heads, how):
+    """Rows are read where they lie: the bits of a dense query."""
+    problem = Problem(Case((130, 7, 64), s=s, heads=heads, format=format), device)
+    latent, rope, scale = problem.query()
+    problem.query = lambda: (latent, rope, scale)
+    want = problem.solve()
+    problem.query = lambda: (strided(latent.view(torch.uint8).view(latent.dtype), how), strided(rope, how), scale)
+    got = problem.solve()
+    assert not strided(latent, how).is_contiguous() or (s, heads) == (1, 1)
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
 @pytest.mark.parametrize("format", ["fp8", "bf16"])

@@ -31,7 +31,9 @@ def raises(function, text, error=ValueError, **arguments):
     (lambda a: {"q_latent": a["q_latent"].float().to(torch.int8)}, "q_latent has a dtype that no op takes; got Char"),
     (lambda a: {"q_latent": a["q_latent"][0]}, "q_latent must be e4m3 [batch, s, heads, 512]; got e4m3 [1, 4, 512]"),
     (lambda a: {"q_latent": a["q_latent"][None]}, "q_latent must have at most 4 dimensions; got 5"),
-    (lambda a: {"q_latent": a["q_latent"][:, :, ::2]}, "q_latent must be dense"),
+    (lambda a: {"q_latent": a["q_latent"].view(torch.uint8).repeat(1, 1, 1, 2).view(torch.float8_e4m3fn)[..., ::2]},
+     "q_latent must be dense in its last dimension"),
+    (lambda a: {"q_latent": a["q_latent"][:, :, ::2]}, "q_rope must be bf16 [batch=2, s=1, heads=2, 64]; got"),
     (lambda a: {"q_rope": a["q_rope"][:1]}, "q_rope must be bf16 [batch=2, s=1, heads=4, 64]"),
     (lambda a: {"q_scale": None}, "q_scale must be f32 [batch=2, s=1, heads=4]; got absent"),
     (lambda a: {"q_scale": a["q_scale"].double()}, "q_scale must be f32"),
@@ -53,6 +55,28 @@ def raises(function, text, error=ValueError, **arguments):
 def test_decode(problem, change, text):
     arguments = decode_arguments(problem)
     raises(snapmla.decode, text, **{**arguments, **change(arguments)})
+
+
+def test_query_rows_must_be_evenly_spaced(device):
+    problem = Problem(Case((70, 5), s=2, heads=4, format="bf16"), device)
+    latent, rope, _ = problem.query()
+    swapped = rope.transpose(1, 2).contiguous().transpose(1, 2)
+    raises(snapmla.decode, "q_rope must have evenly spaced rows (s, heads) in a request; got bf16 [2, 2, 4, 64] with "
+           "strides [512, 64, 128, 1]", **{**decode_arguments(problem), "q_rope": swapped})
+
+
+def test_what_only_cuda_refuses(cuda_device):
+    """Alignment, for the copy engine; and scales apart from each other, which append_kv and fetch_kv take."""
+    problem = Problem(Case((70, 5), format="bf16"), cuda_device)
+    latent, rope, _ = problem.query()
+    odd = lambda q: torch.empty(q.numel() + 1, dtype=q.dtype, device=q.device)[1:].view_as(q).copy_(q)
+    apart = lambda q: torch.cat([q, q], -1)[..., : q.shape[-1] + 1].contiguous()[..., :-1]
+    for name, q in (("q_latent", latent), ("q_rope", rope)):
+        raises(snapmla.decode, f"{name} must be 16-byte aligned", **{**decode_arguments(problem), name: odd(q)})
+        raises(snapmla.decode, "q_latent and q_rope must have 16-byte aligned rows on the cuda backend; got bf16 [2, 1, 4",
+               **{**decode_arguments(problem), name: apart(q)})
+    sparse = Problem(Case((70, 5), layout="sparse"), cuda_device)
+    raises(snapmla.decode, "cache.scale must be dense within a page (row_stride 4)", **decode_arguments(sparse))
 
 
 def test_contents_are_checked_on_the_cpu():

@@ -126,6 +126,14 @@ TEST(Decode, FixedSplitsDoNotDependOnTheRestOfTheBatch) {
   EXPECT_EQ(std::memcmp(found.lse.data(), expected.lse.data(), expected.lse.size() * sizeof(float)), 0);
 }
 
+TEST(Decode, ReadsQueryRowsWhereTheyLie) {
+  for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
+    for (const int s : {1, 3})
+      expect_the_same_from_strided_rows(
+          reference(), make_problem({.seq_lens = {100, 7, 64}, .s = s, .heads = 5, .format = format}));
+  }
+}
+
 TEST(Decode, RepeatsBitForBit) {
   const Problem problem = make_problem({.seq_lens = {900, 40}, .s = 2, .heads = 20, .num_workers = 5});
   const Solution first = solve(reference(), problem);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <random>
@@ -143,6 +144,41 @@ inline Problem with_quantized_inputs(Problem problem) {
   }
   for (std::size_t i = 0; i < problem.q_latent.size(); i += kLatentDim) quantize(&problem.q_latent[i]);
   return problem;
+}
+
+/// A problem's query once dense, once as batched products over heads leave it: one tensor [s * heads][batch] of
+/// latent and rope side by side, with a gap. Reading rows elsewhere must not change a bit.
+inline void expect_the_same_from_strided_rows(Backend& backend, const Problem& problem) {
+  SCOPED_TRACE(::testing::PrintToString(problem.spec));
+  Decoder decoder(backend, problem);
+  decoder.enqueue({});
+  const Solution dense = decoder.solution();
+  DecodeParams params = decoder.decode_params();
+  const std::int64_t batch = params.q_latent.dim(0);
+  const std::int64_t heads = params.q_latent.dim(2);
+  const std::int64_t rows = params.q_latent.dim(1) * heads;
+  const std::int64_t latent_bytes = kLatentDim * size_of(params.q_latent.dtype());
+  const std::int64_t rope_bytes = kRopeDim * size_of(DType::kBF16);
+  const std::int64_t pitch = latent_bytes + rope_bytes + 16;
+  const OnDevice<std::uint8_t> wide(backend, poison<std::uint8_t>(rows * batch * pitch));
+  const auto move = [&](ConstTensorView& q, std::int64_t row_bytes, std::int64_t at) {
+    const auto* from = q.as<std::uint8_t>();
+    for (std::int64_t i = 0; i < batch * rows; ++i)
+      backend.copy(wide.data() + (i % rows * batch + i / rows) * pitch + at, from + i * row_bytes, row_bytes,
+                   CopyKind::kDeviceToDevice, {});
+    const std::int64_t request = pitch / size_of(q.dtype());
+    q = {wide.data() + at,
+         q.dtype(),
+         {batch, rows / heads, heads, q.dim(3)},
+         {request, heads * batch * request, batch * request, 1}};
+  };
+  move(params.q_latent, latent_bytes, 0);
+  move(params.q_rope, rope_bytes, latent_bytes);
+  decoder.poison_outputs({});
+  decode(backend, params, {});
+  const Solution strided = decoder.solution();
+  EXPECT_EQ(std::memcmp(dense.out.data(), strided.out.data(), dense.out.size() * sizeof(float)), 0);
+  EXPECT_EQ(std::memcmp(dense.lse.data(), strided.lse.data(), dense.lse.size() * sizeof(float)), 0);
 }
 
 inline Accuracy accuracy_at(Backend& backend, int seq_len, Logits logits, int heads) {

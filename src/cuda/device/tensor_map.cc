@@ -7,6 +7,7 @@
 #include <array>
 
 #include "core/check.h"
+#include "cuda/require.h"
 
 namespace snapmla::cuda_ops {
 namespace {
@@ -73,11 +74,15 @@ CUtensorMap make_page_map(const CachePlane& plane, DType dtype, std::int64_t row
 }
 
 CUtensorMap make_query_map(const ConstTensorView& q) {
-  SNAPMLA_REQUIRE(reinterpret_cast<std::uintptr_t>(q.data()) % 16 == 0, "decode",
-                  "q_latent and q_rope must be 16-byte aligned; got ", q.data());
+  SNAPMLA_REQUIRE(rows_aligned(q, kVectorBytes), "decode",
+                  "q_latent and q_rope must have 16-byte aligned rows on the cuda backend; got ", q);
+  // The stride of a dimension of extent 1 says nothing: there a dense one stands in.
   const std::int64_t rows = q.dim(1) * q.dim(2);
-  const std::int64_t row_bytes = q.dim(3) * size_of(q.dtype());
-  return make_map(q.data(), q.dtype(), q.dim(3), rows, q.dim(0), row_bytes, rows * row_bytes);
+  const std::int64_t row_stride = rows == 1 ? q.dim(3) : q.dim(2) > 1 ? q.stride(2) : q.stride(1);
+  const std::int64_t request_stride = q.dim(0) == 1 ? rows * row_stride : q.stride(0);
+  const std::int64_t element_bytes = size_of(q.dtype());
+  return make_map(q.data(), q.dtype(), q.dim(3), rows, q.dim(0), row_stride * element_bytes,
+                  request_stride * element_bytes);
 }
 
 }  // namespace snapmla::cuda_ops

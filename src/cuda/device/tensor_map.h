@@ -22,8 +22,8 @@ namespace snapmla::cuda_ops {
 CUtensorMap make_page_map(const CachePlane& plane, DType dtype, std::int64_t row_elements,
                           std::int64_t num_pages);
 
-/// The map of query rows: dense [batch, s, heads, d] of e4m3 or bf16, coordinates (element, row of the
-/// request's s * heads, request), same box and swizzle. Throws as above.
+/// The map of query rows: [batch, s, heads, d] of e4m3 or bf16 as DecodeParams has them, rows 16-byte aligned,
+/// coordinates (element, row of the request's s * heads, request), same box and swizzle. Throws as above.
 CUtensorMap make_query_map(const ConstTensorView& q);
 
 }  // namespace snapmla::cuda_ops
