@@ -1,26 +1,34 @@
 #!/usr/bin/env python3
-"""Times what a decode call costs the host: from Python, outputs preallocated, launches included, the device not waited for.
+"""Times what a decode call costs the host: from Python, launches included, the device not waited for.
 
-    bench/host_time.py [--device cuda] [--shape 1x1024x16]
+    bench/host_time.py [--shape 1x1024x16] [--device cuda] [--json FILE]
 
-Calls are made in runs short enough never to fill the launch queue, with a wait between runs; median of the runs' means. Beside
-ours, where it imports: FlashMLA. Each is timed with its plan made beforehand.
+Calls are made in runs short enough never to fill the launch queue, with a wait between runs; median, 10th and 90th percentile of
+the runs' means. Plans are made beforehand. Beside ours, where `flash_mla` imports: FlashMLA's function, which allocates its
+outputs, as our drop-in and "allocating" do.
 """
 
 import argparse
+import datetime
+import json
+import platform
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import torch
 
 import snapmla
-from snapmla.flash_mla import flash_mla_with_fp8_kvcache, flash_mla_with_kvcache, get_mla_metadata
+from snapmla import flash_mla as drop_in
 
 CALLS, RUNS = 50, 200
 SCALE = 192**-0.5
 
 
 def measure(call, device):
+    """Microseconds a call: median, 10th and 90th percentile of the runs' means."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     means = []
     for _ in range(RUNS):
@@ -30,16 +38,12 @@ def measure(call, device):
             call()
         means.append(1e6 * (time.perf_counter() - begin) / CALLS)
     wait()
-    return statistics.median(means)
+    tenths = statistics.quantiles(means, n=10)
+    return {"us": statistics.median(means), "us_p10": tenths[0], "us_p90": tenths[-1]}
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shape", default="1x1024x16", help="batch x tokens x heads")
-    args = parser.parse_args()
-    device = torch.device(args.device)
-    batch, tokens, heads = map(int, args.shape.split("x"))
+def calls(batch, tokens, heads, device):
+    """What is timed, by name."""
     pages = -(-tokens // 64)
     table = torch.arange(batch * pages, dtype=torch.int32, device=device).view(batch, pages)
     seq_lens = torch.full((batch,), tokens, dtype=torch.int32, device=device)
@@ -50,30 +54,62 @@ def main():
     lse = torch.empty(batch, 1, heads, device=device)
     given = dict(out=out, lse=lse, workspace=plan.workspace(1, heads))
     fp8, bf16 = snapmla.pack(kv), snapmla.pack(kv, "bf16")
-    query = snapmla.quantize_q(q[..., :512], q[..., 512:])
-    latent, rope = q[..., :512].contiguous(), q[..., 512:].contiguous()
-    meta = {name: get_mla_metadata()[0] for name in ("bf16", "fp8")}
-    kv_flash = kv[:, :, None]
-    calls = {
+    latent, rope = q.split((512, 64), -1)
+    query = snapmla.quantize_q(latent, rope)
+    flash = lambda function, module, cache: lambda meta=module.get_mla_metadata()[0]: function(
+        q, cache, table, seq_lens, 512, meta, None, SCALE)
+    result = {
         "decode, FP8 pages": lambda: snapmla.decode(*query, fp8, table, seq_lens, plan, SCALE, **given),
-        "decode, BF16 pages": lambda: snapmla.decode(latent, rope, None, bf16, table, seq_lens, plan, SCALE, **given),
         "decode, FP8 pages, allocating": lambda: snapmla.decode(*query, fp8, table, seq_lens, plan, SCALE),
+        "decode, BF16 pages": lambda: snapmla.decode(latent, rope, None, bf16, table, seq_lens, plan, SCALE, **given),
+        "decode, BF16 pages, allocating": lambda: snapmla.decode(latent, rope, None, bf16, table, seq_lens, plan, SCALE),
         "quantize_q": lambda: snapmla.quantize_q(latent, rope, out=query),
         "plan.update": lambda: plan.update(seq_lens),
-        "drop-in, BF16": lambda: flash_mla_with_kvcache(q, kv_flash, table, seq_lens, 512, meta["bf16"], None, SCALE),
-        "drop-in, FP8": lambda: flash_mla_with_fp8_kvcache(q, fp8, table, seq_lens, 512, meta["fp8"], None, SCALE),
+        "drop-in, FP8": flash(drop_in.flash_mla_with_fp8_kvcache, drop_in, fp8),
+        "drop-in, BF16": flash(drop_in.flash_mla_with_kvcache, drop_in, kv[:, :, None]),
     }
     try:
         import flash_mla
 
-        theirs = flash_mla.get_mla_metadata()[0]
-        calls["FlashMLA, BF16"] = lambda: flash_mla.flash_mla_with_kvcache(q, kv_flash, table, seq_lens, 512, theirs, None, SCALE)
+        result["FlashMLA, BF16"] = flash(flash_mla.flash_mla_with_kvcache, flash_mla, kv[:, :, None])
     except ImportError:
         print("FlashMLA is not installed")
-    print(f"torch {torch.__version__}, {device}, {args.shape}; host microseconds a call")
-    for name, call in calls.items():
+    return result
+
+
+def processor():
+    """The CPU's name: it is what is measured here."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def commit():
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shape", default="1x1024x16", help="batch x tokens x heads")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+    machine = f"{name}, {processor()}, torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{machine}; {args.shape}; host microseconds a call: median (10th to 90th percentile)")
+    results = []
+    for name, call in calls(*map(int, args.shape.split("x")), device).items():
         call()
-        print(f"{measure(call, device):8.1f}  {name}")
+        found = {"call": name, **{key: round(value, 2) for key, value in measure(call, device).items()}}
+        results.append(found)
+        print(f"{found['us']:8.2f}  ({found['us_p10']:.2f} to {found['us_p90']:.2f})  {name}", flush=True)
+    if args.json:
+        document = {"command": " ".join(["bench/host_time.py", *sys.argv[1:]]), "machine": machine,
+                    "date": datetime.date.today().isoformat(), "commit": commit(),
+                    "result": {"version": snapmla.__version__, "shape": args.shape, "calls_a_run": CALLS, "runs": RUNS,
+                               "results": results}}
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
