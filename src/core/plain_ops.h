@@ -75,7 +75,8 @@ class PlainOps {
   virtual void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,
                      Stream) const = 0;
 
-  /// out = x / sqrt(mean(x^2) + eps) * weight.   x, out [n, d] bf16 (row strides free), weight [d] bf16.
+  /// out = x / sqrt(mean(x^2) + eps) * weight.   x, out [n, d] bf16 (row strides free), weight [d] bf16; out
+  /// may be x.
   virtual void rms_norm(const ConstTensorView& x, const ConstTensorView& weight, float eps,
                         const TensorView& out, Stream) const = 0;
 

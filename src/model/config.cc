@@ -1,5 +1,6 @@
-// config.json and generation_config.json to ModelConfig. Rules and defaults follow the transformers classes
-// DeepseekV2Config and DeepseekV3Config; a field on which the result depends strongly must be in the file.
+// config.json and generation_config.json to ModelConfig. Rules and defaults follow the configuration classes of
+// transformers, and what differs between them is in family.cc; a field on which the result depends strongly
+// must be in the file.
 #include "model/config.h"
 
 #include <algorithm>
@@ -53,17 +54,13 @@ double get_mscale(double factor, double mscale) {
   return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
 }
 
-Family read_family(const JsonFields& fields) {
+const FamilyRules& read_family(const JsonFields& fields) {
   const std::string type = fields.text("model_type");
-  if (type == "deepseek_v2") return Family::kDeepseekV2;
-  if (type == "deepseek_v3") return Family::kDeepseekV3;
-  constexpr std::array<std::string_view, 3> kSparse = {"deepseek_v32", "deepseek_v4", "glm_moe_dsa"};
-  if (std::find(kSparse.begin(), kSparse.end(), type) != kSparse.end()) {
-    fields.unsupported("model_type", type,
-                       "names a family with sparse attention, and only dense MLA is supported (deepseek_v2, "
-                       "deepseek_v3)");
-  }
-  fields.unsupported("model_type", type, "must be deepseek_v2 or deepseek_v3");
+  const FamilyRules* rules = find_family(type);
+  if (rules != nullptr) return *rules;
+  const std::string_view why = refusal_of(type);
+  if (!why.empty()) fields.unsupported("model_type", type, why);
+  fields.unsupported("model_type", type, "must be one of ", family_names());
 }
 
 void refuse_unsupported(const JsonFields& fields) {
@@ -84,7 +81,7 @@ void refuse_unsupported(const JsonFields& fields) {
   if (rope != kRopeDim) fields.unsupported("qk_rope_head_dim", rope, "must be ", kRopeDim);
 }
 
-void read_attention(const JsonFields& fields, ModelConfig& config) {
+void read_attention(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
   config.num_layers = fields.integer("num_hidden_layers", 1, 10'000);
   config.hidden = fields.integer("hidden_size", 1, kMaxWidth);
   config.heads = fields.integer("num_attention_heads", 1, kMaxHeads);
@@ -95,12 +92,10 @@ void read_attention(const JsonFields& fields, ModelConfig& config) {
   config.q_lora = fields.integer_or("q_lora_rank", 0, 1, kMaxWidth);
   config.nope_dim = fields.integer("qk_nope_head_dim", 1, kMaxHeadDim);
   config.v_dim = fields.integer("v_head_dim", 1, kMaxHeadDim);
-  config.norm_eps = fields.number_or("rms_norm_eps", config.norm_eps, 1e-30, 1);
-  config.tied_embeddings = fields.boolean_or("tie_word_embeddings", false);
+  config.norm_eps = fields.number_or("rms_norm_eps", rules.norm_eps, 1e-30, 1);
+  config.tied_embeddings = fields.boolean_or("tie_word_embeddings", rules.tied_embeddings);
   config.attention_bias = fields.boolean_or("attention_bias", false);
-  if (config.family == Family::kDeepseekV3) {
-    config.rope_interleaved = fields.boolean_or("rope_interleave", true);
-  }
+  if (rules.rope_interleave_is_free) config.rope_interleaved = fields.boolean_or("rope_interleave", true);
 }
 
 YarnConfig read_yarn(const JsonFields& rope, int max_position) {
@@ -126,9 +121,9 @@ YarnConfig read_yarn(const JsonFields& rope, int max_position) {
 }
 
 // transformers 4 writes rope_theta and rope_scaling, transformers 5 one rope_parameters with both.
-void read_rope(const JsonFields& fields, ModelConfig& config) {
+void read_rope(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
   constexpr double kMostTheta = 1e12;
-  config.rope_theta = fields.number_or("rope_theta", config.rope_theta, 1 + 1e-6, kMostTheta);
+  config.rope_theta = fields.number_or("rope_theta", rules.rope_theta, 1 + 1e-6, kMostTheta);
   config.softmax_scale = static_cast<float>(1 / std::sqrt(config.nope_dim + kRopeDim));
   const char* name = fields.has("rope_scaling") ? "rope_scaling" : "rope_parameters";
   if (!fields.has(name)) return;
@@ -154,7 +149,7 @@ void read_groups(const JsonFields& fields, ModelConfig& config) {
     fields.refuse("n_group", config.num_groups, "must divide n_routed_experts, ", config.num_experts);
   }
   const int group_size = config.num_experts / config.num_groups;
-  if (config.family == Family::kDeepseekV3 && config.num_groups > 1 && group_size < 2) {
+  if (config.group_score == GroupScore::kTopTwoSum && config.num_groups > 1 && group_size < 2) {
     fields.refuse("n_group", config.num_groups, "must leave groups of at least 2 of the ", config.num_experts,
                   " experts");
   }
@@ -164,55 +159,80 @@ void read_groups(const JsonFields& fields, ModelConfig& config) {
   }
 }
 
-void read_routing_v2(const JsonFields& fields, ModelConfig& config) {
-  config.scoring = Scoring::kSoftmax;
-  config.group_score = GroupScore::kMax;
-  const std::string scoring = fields.text_or("scoring_func", "softmax");
-  if (scoring != "softmax") fields.unsupported("scoring_func", scoring, "must be softmax for deepseek_v2");
-  config.normalize_weights = fields.boolean_or("norm_topk_prob", false);
-  if (config.normalize_weights) {
-    fields.unsupported("norm_topk_prob", true, "must be false for deepseek_v2");
+void read_routing(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
+  config.scoring = rules.scoring;
+  config.group_score = rules.group_score;
+  config.router_bias = rules.router_bias;
+  const std::string scoring = fields.text_or("scoring_func", rules.scoring_func.data());
+  if (scoring != rules.scoring_func) {
+    fields.unsupported("scoring_func", scoring, "must be ", rules.scoring_func, " for ", rules.model_type);
   }
-  const std::string method = fields.text_or("topk_method", "greedy");
-  if (method == "group_limited_greedy") {
-    read_groups(fields, config);
-  } else if (method != "greedy") {
+  config.normalize_weights = fields.boolean_or("norm_topk_prob", rules.normalize_weights);
+  if (!rules.normalize_is_free && config.normalize_weights != rules.normalize_weights) {
+    fields.unsupported("norm_topk_prob", config.normalize_weights, "must be ",
+                       rules.normalize_weights ? "true" : "false", " for ", rules.model_type);
+  }
+  const std::string method = fields.text_or("topk_method", rules.topk_method.data());
+  if (rules.family == Family::kDeepseekV2) {
+    if (method == "greedy") return;  // whatever n_group says
+    if (method == "group_limited_greedy") return read_groups(fields, config);
     fields.unsupported("topk_method", method, "must be greedy or group_limited_greedy for deepseek_v2");
   }
-}
-
-void read_routing_v3(const JsonFields& fields, ModelConfig& config) {
-  config.scoring = Scoring::kSigmoid;
-  config.group_score = GroupScore::kTopTwoSum;
-  config.router_bias = true;
-  const std::string scoring = fields.text_or("scoring_func", "sigmoid");
-  if (scoring != "sigmoid") fields.unsupported("scoring_func", scoring, "must be sigmoid for deepseek_v3");
-  const std::string method = fields.text_or("topk_method", "noaux_tc");
-  if (method != "noaux_tc") fields.unsupported("topk_method", method, "must be noaux_tc for deepseek_v3");
-  config.normalize_weights = fields.boolean_or("norm_topk_prob", true);
+  if (method != rules.topk_method) {
+    fields.unsupported("topk_method", method, "must be ", rules.topk_method, " for ", rules.model_type);
+  }
   read_groups(fields, config);
 }
 
-void read_ffn(const JsonFields& fields, ModelConfig& config) {
-  fields.require_key("n_routed_experts");
-  constexpr int kMostExpertsInAll = 1'000'000;
-  config.num_experts = fields.integer_or("n_routed_experts", 0, 0, kMostExpertsInAll / config.num_layers);
-  if (config.num_experts > 0) {
-    config.first_dense_layers = fields.integer("first_k_dense_replace", 0, 10'000);
-    config.moe_layer_freq = fields.integer_or("moe_layer_freq", 1, 1, 10'000);
-    config.moe_intermediate = fields.integer("moe_intermediate_size", 1, kMaxWidth);
-    config.num_shared_experts = fields.integer_or("n_shared_experts", 0, 0, 1024);
-    config.top_k = fields.integer("num_experts_per_tok", 1, config.num_experts);
-    config.routed_scaling = static_cast<float>(fields.number("routed_scaling_factor", 1e-6, 1e6));
-    if (config.family == Family::kDeepseekV2) {
-      read_routing_v2(fields, config);
-    } else {
-      read_routing_v3(fields, config);
+// mlp_layer_types names each layer's kind; without it, experts are in every moe_layer_freq-th layer from
+// first_k_dense_replace on.
+std::vector<bool> read_expert_layers(const JsonFields& fields, const FamilyRules& rules, int num_layers) {
+  std::vector<bool> has_experts(static_cast<std::size_t>(num_layers));
+  if (fields.has("mlp_layer_types")) {
+    const json& types = fields.at("mlp_layer_types");
+    if (!types.is_array() || types.size() != has_experts.size()) {
+      fields.refuse("mlp_layer_types", types, "must be an array of num_hidden_layers=", num_layers, " names");
     }
+    for (std::size_t layer = 0; layer < has_experts.size(); ++layer) {
+      if (types[layer] != "dense" && types[layer] != "sparse") {
+        fields.refuse("mlp_layer_types", types[layer], "must hold \"dense\" or \"sparse\"");
+      }
+      has_experts[layer] = types[layer] == "sparse";
+    }
+    return has_experts;
   }
-  bool any_dense = false;
-  for (int layer = 0; layer < config.num_layers; ++layer)
-    any_dense = any_dense || !config.is_moe_layer(layer);
+  constexpr int kMostLayers = 10'000;
+  const int first =
+      rules.first_dense_layers < 0
+          ? fields.integer("first_k_dense_replace", 0, kMostLayers)
+          : fields.integer_or("first_k_dense_replace", rules.first_dense_layers, 0, kMostLayers);
+  const int freq = fields.integer_or("moe_layer_freq", 1, 1, kMostLayers);
+  for (int layer = first; layer < num_layers; ++layer) {
+    has_experts[static_cast<std::size_t>(layer)] = layer % freq == 0;
+  }
+  return has_experts;
+}
+
+void read_experts(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
+  config.expert_layers = read_expert_layers(fields, rules, config.num_layers);
+  config.moe_intermediate = fields.integer("moe_intermediate_size", 1, kMaxWidth);
+  config.num_shared_experts = fields.integer_or("n_shared_experts", 0, 0, 1024);
+  config.top_k = fields.integer("num_experts_per_tok", 1, config.num_experts);
+  config.routed_scaling = static_cast<float>(fields.number("routed_scaling_factor", 1e-6, 1e6));
+  config.post_ffn_norm = rules.post_ffn_norm;
+  read_routing(fields, rules, config);
+}
+
+void read_ffn(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
+  config.expert_layers.assign(static_cast<std::size_t>(config.num_layers), false);
+  if (rules.experts) {
+    fields.require_key("n_routed_experts");
+    constexpr int kMostExpertsInAll = 1'000'000;
+    config.num_experts = fields.integer_or("n_routed_experts", 0, 0, kMostExpertsInAll / config.num_layers);
+    if (config.num_experts > 0) read_experts(fields, rules, config);
+  }
+  const auto& layers = config.expert_layers;
+  const bool any_dense = std::find(layers.begin(), layers.end(), false) != layers.end();
   if (any_dense) config.intermediate = fields.integer("intermediate_size", 1, kMaxWidth);
 }
 
@@ -244,12 +264,13 @@ ModelConfig load_config(const std::string& dir) {
   const JsonFields fields(path, parsed);
 
   ModelConfig config;
-  config.family = read_family(fields);
-  config.model_type = fields.text("model_type");
+  const FamilyRules& rules = read_family(fields);
+  config.family = rules.family;
+  config.model_type = rules.model_type;
   refuse_unsupported(fields);
-  read_attention(fields, config);
-  read_rope(fields, config);
-  read_ffn(fields, config);
+  read_attention(fields, rules, config);
+  read_rope(fields, rules, config);
+  read_ffn(fields, rules, config);
   config.stop_tokens = read_stop_tokens(fields, config.vocab);
   config.bos_token = fields.integer_or("bos_token_id", -1, 0, config.vocab - 1);
 

@@ -1,7 +1,7 @@
 // ModelConfig: what config.json and generation_config.json of a Hugging Face folder say, checked and in our
 // own words.
 //
-// Families are data, not classes: `family` selects the defaults and the few rules that differ; everything the
+// Families are data, not classes: family.h has the defaults and the few rules that differ; everything the
 // forward pass needs is a field below.
 #pragma once
 
@@ -10,10 +10,9 @@
 #include <vector>
 
 #include "core/plain_ops.h"
+#include "model/family.h"
 
 namespace snapmla {
-
-enum class Family : std::uint8_t { kDeepseekV2, kDeepseekV3 };
 
 /// YaRN (arXiv 2309.00071) as DeepSeek uses it; absent if factor is 1.
 struct YarnConfig {
@@ -56,15 +55,15 @@ struct ModelConfig {
   int top_k = 0;
   int num_shared_experts = 0;
   int moe_intermediate = 0;
-  int first_dense_layers = 0;
-  int moe_layer_freq = 1;
+  std::vector<bool> expert_layers;  ///< [num_layers]
   Scoring scoring = Scoring::kSigmoid;
   GroupScore group_score = GroupScore::kTopTwoSum;
   int num_groups = 1;
   int top_groups = 1;
   bool normalize_weights = true;
   float routed_scaling = 1;
-  bool router_bias = false;  ///< e_score_correction_bias is present
+  Presence router_bias = Presence::kNever;  ///< e_score_correction_bias in checkpoints
+  bool post_ffn_norm = false;               ///< layers with experts norm what their FFN gives
 
   int bos_token = -1;  ///< -1: none
   std::vector<std::int32_t>
@@ -73,9 +72,7 @@ struct ModelConfig {
   int default_top_k = 0;          ///< 0 (all) where the file names none
   float default_top_p = 1;
 
-  [[nodiscard]] bool is_moe_layer(int layer) const {
-    return num_experts > 0 && layer >= first_dense_layers && layer % moe_layer_freq == 0;
-  }
+  [[nodiscard]] bool is_moe_layer(int layer) const { return expert_layers[static_cast<std::size_t>(layer)]; }
 };
 
 /// Reads <dir>/config.json and, if there, <dir>/generation_config.json. Throws Error kNotFound, kCorruptFile

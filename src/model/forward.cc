@@ -166,7 +166,8 @@ void Forward::add_attention(const AttentionWeights& attention, int rows, Stream 
   ops_.add(x, branch, x, stream);
 }
 
-// x += FFN(norm(x)), where an expert layer's FFN is its routed experts plus its shared ones.
+// x += FFN(norm(x)), where an expert layer's FFN is its routed experts plus its shared ones, normed in some
+// families.
 void Forward::add_ffn(const LayerWeights& layer, int rows, Stream stream) {
   const TensorView x = first_rows(state_.x, rows);
   const TensorView branch = first_rows(state_.branch, rows);
@@ -178,7 +179,11 @@ void Forward::add_ffn(const LayerWeights& layer, int rows, Stream stream) {
   if (has_experts) expert_ffn(layer.moe, rows, stream);
   const TensorView routed = first_rows(has_experts ? state_.expert_out : state_.branch, rows);
   if (has_ffn && has_experts) ops_.add(routed, branch, branch, stream);
-  ops_.add(x, has_ffn ? branch : routed, x, stream);
+  const TensorView& sum = has_ffn ? branch : routed;
+  if (layer.post_ffn_norm.present()) {
+    ops_.rms_norm(sum, layer.post_ffn_norm, static_cast<float>(config_.norm_eps), sum, stream);
+  }
+  ops_.add(x, sum, x, stream);
 }
 
 void Forward::dense_ffn(const FfnWeights& ffn, int rows, Stream stream) {

@@ -20,62 +20,74 @@ std::int64_t element_count(const std::vector<std::int64_t>& shape) {
   return count;
 }
 
-void visit_ffn(const TensorVisitor& visit, const std::string& prefix, std::int64_t hidden,
-               std::int64_t inter) {
-  visit(prefix + "gate_proj.weight", {inter, hidden});
-  visit(prefix + "up_proj.weight", {inter, hidden});
-  visit(prefix + "down_proj.weight", {hidden, inter});
+using TensorList = std::vector<TensorSpec>;
+
+void add_ffn(TensorList& list, const std::string& prefix, std::int64_t hidden, std::int64_t inter) {
+  list.push_back({prefix + "gate_proj.weight", {inter, hidden}});
+  list.push_back({prefix + "up_proj.weight", {inter, hidden}});
+  list.push_back({prefix + "down_proj.weight", {hidden, inter}});
 }
 
-void visit_attention(const TensorVisitor& visit, const std::string& prefix, const ModelConfig& config) {
+void add_attention(TensorList& list, const std::string& prefix, const ModelConfig& config) {
+  const auto add = [&](const char* name, std::vector<std::int64_t> shape) {
+    list.push_back({prefix + name, std::move(shape)});
+  };
   const std::int64_t hidden = config.hidden;
   const std::int64_t q_width = std::int64_t{config.heads} * (config.nope_dim + kRopeDim);
   const std::int64_t kv_width = std::int64_t{config.heads} * (config.nope_dim + config.v_dim);
   if (config.q_lora > 0) {
-    visit(prefix + "q_a_proj.weight", {config.q_lora, hidden});
-    if (config.attention_bias) visit(prefix + "q_a_proj.bias", {config.q_lora});
-    visit(prefix + "q_a_layernorm.weight", {config.q_lora});
-    visit(prefix + "q_b_proj.weight", {q_width, config.q_lora});
+    add("q_a_proj.weight", {config.q_lora, hidden});
+    if (config.attention_bias) add("q_a_proj.bias", {config.q_lora});
+    add("q_a_layernorm.weight", {config.q_lora});
+    add("q_b_proj.weight", {q_width, config.q_lora});
   } else {
-    visit(prefix + "q_proj.weight", {q_width, hidden});
+    add("q_proj.weight", {q_width, hidden});
   }
-  visit(prefix + "kv_a_proj_with_mqa.weight", {kTokenDim, hidden});
-  if (config.attention_bias) visit(prefix + "kv_a_proj_with_mqa.bias", {kTokenDim});
-  visit(prefix + "kv_a_layernorm.weight", {kLatentDim});
-  visit(prefix + "kv_b_proj.weight", {kv_width, kLatentDim});
-  visit(prefix + "o_proj.weight", {hidden, std::int64_t{config.heads} * config.v_dim});
-  if (config.attention_bias) visit(prefix + "o_proj.bias", {hidden});
+  add("kv_a_proj_with_mqa.weight", {kTokenDim, hidden});
+  if (config.attention_bias) add("kv_a_proj_with_mqa.bias", {kTokenDim});
+  add("kv_a_layernorm.weight", {kLatentDim});
+  add("kv_b_proj.weight", {kv_width, kLatentDim});
+  add("o_proj.weight", {hidden, std::int64_t{config.heads} * config.v_dim});
+  if (config.attention_bias) add("o_proj.bias", {hidden});
 }
 
-void visit_moe(const TensorVisitor& visit, const std::string& prefix, const ModelConfig& config) {
-  visit(prefix + "gate.weight", {config.num_experts, config.hidden});
-  if (config.router_bias) visit(prefix + "gate.e_score_correction_bias", {config.num_experts});
+void add_moe(TensorList& list, const std::string& prefix, const ModelConfig& config) {
+  list.push_back({prefix + "gate.weight", {config.num_experts, config.hidden}});
+  if (config.router_bias != Presence::kNever) {
+    list.push_back({.name = prefix + "gate.e_score_correction_bias",
+                    .shape = {config.num_experts},
+                    .optional = config.router_bias == Presence::kOptional});
+  }
   for (int expert = 0; expert < config.num_experts; ++expert) {
-    visit_ffn(visit, prefix + "experts." + std::to_string(expert) + '.', config.hidden,
-              config.moe_intermediate);
+    add_ffn(list, prefix + "experts." + std::to_string(expert) + '.', config.hidden, config.moe_intermediate);
   }
   if (config.num_shared_experts > 0) {
-    visit_ffn(visit, prefix + "shared_experts.", config.hidden,
-              std::int64_t{config.num_shared_experts} * config.moe_intermediate);
+    add_ffn(list, prefix + "shared_experts.", config.hidden,
+            std::int64_t{config.num_shared_experts} * config.moe_intermediate);
   }
 }
 
-/// Reads tensors by name, with the shapes of for_each_tensor, and puts them on the backend.
+/// Reads tensors by name, with the shapes of list_tensors, and puts them on the backend.
 class Loader {
  public:
   Loader(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config)
       : backend_(backend), checkpoint_(checkpoint) {
     // Before the first read: a checkpoint of many gigabytes must not fail in its last tensor.
-    for_each_tensor(config, [this](const std::string& name, const std::vector<std::int64_t>& shape) {
-      const TensorInfo& info = checkpoint_.info(name);
+    for (const TensorSpec& tensor : list_tensors(config)) {
+      if (tensor.optional && !checkpoint_.contains(tensor.name)) continue;
+      const TensorInfo& info = checkpoint_.info(tensor.name);
       const bool readable =
           info.dtype == DType::kBF16 || info.dtype == DType::kF16 || info.dtype == DType::kF32;
       // The read throws then, and names file, tensor and rule.
-      if (info.shape != shape || !readable) static_cast<void>(checkpoint_.read_bf16(name, shape));
-      weights_.num_parameters += element_count(shape);
-      shapes_.emplace(name, shape);
-    });
+      if (info.shape != tensor.shape || !readable) {
+        static_cast<void>(checkpoint_.read_bf16(tensor.name, tensor.shape));
+      }
+      weights_.num_parameters += element_count(tensor.shape);
+      shapes_.emplace(tensor.name, tensor.shape);
+    }
   }
+
+  [[nodiscard]] bool has(const std::string& name) const { return shapes_.count(name) != 0; }
 
   ConstTensorView bf16(const std::string& name) {
     const std::vector<std::int64_t>& shape = shapes_.at(name);
@@ -90,7 +102,7 @@ class Loader {
   LinearWeight linear(const std::string& prefix) {
     LinearWeight linear;
     linear.weight = bf16(prefix + ".weight");
-    if (shapes_.count(prefix + ".bias") != 0) linear.bias = bf16(prefix + ".bias");
+    if (has(prefix + ".bias")) linear.bias = bf16(prefix + ".bias");
     return linear;
   }
 
@@ -192,39 +204,37 @@ LayerWeights load_layer(Loader& loader, int index, const ModelConfig& config) {
     return layer;
   }
   layer.moe.router = loader.f32(mlp + "gate.weight");
-  if (config.router_bias) layer.moe.router_bias = loader.f32(mlp + "gate.e_score_correction_bias");
+  const std::string bias = mlp + "gate.e_score_correction_bias";
+  if (loader.has(bias)) layer.moe.router_bias = loader.f32(bias);
   layer.moe.gate = loader.experts(mlp + "experts.", "gate_proj", config.num_experts);
   layer.moe.up = loader.experts(mlp + "experts.", "up_proj", config.num_experts);
   layer.moe.down = loader.experts(mlp + "experts.", "down_proj", config.num_experts);
   if (config.num_shared_experts > 0) layer.ffn = loader.ffn(mlp + "shared_experts.");
+  const std::string post_norm = prefix + "post_mlp_layernorm.weight";
+  if (loader.has(post_norm)) layer.post_ffn_norm = loader.bf16(post_norm);
   return layer;
 }
 
 }  // namespace
 
-void for_each_tensor(const ModelConfig& config, const TensorVisitor& visit) {
-  visit("model.embed_tokens.weight", {config.vocab, config.hidden});
+std::vector<TensorSpec> list_tensors(const ModelConfig& config) {
+  TensorList list;
+  list.push_back({"model.embed_tokens.weight", {config.vocab, config.hidden}});
   for (int layer = 0; layer < config.num_layers; ++layer) {
     const std::string prefix = layer_prefix(layer);
-    visit(prefix + "input_layernorm.weight", {config.hidden});
-    visit_attention(visit, prefix + "self_attn.", config);
-    visit(prefix + "post_attention_layernorm.weight", {config.hidden});
+    list.push_back({prefix + "input_layernorm.weight", {config.hidden}});
+    add_attention(list, prefix + "self_attn.", config);
+    list.push_back({prefix + "post_attention_layernorm.weight", {config.hidden}});
     if (config.is_moe_layer(layer)) {
-      visit_moe(visit, prefix + "mlp.", config);
+      add_moe(list, prefix + "mlp.", config);
+      if (config.post_ffn_norm) list.push_back({prefix + "post_mlp_layernorm.weight", {config.hidden}});
     } else {
-      visit_ffn(visit, prefix + "mlp.", config.hidden, config.intermediate);
+      add_ffn(list, prefix + "mlp.", config.hidden, config.intermediate);
     }
   }
-  visit("model.norm.weight", {config.hidden});
-  if (!config.tied_embeddings) visit("lm_head.weight", {config.vocab, config.hidden});
-}
-
-std::int64_t count_parameters(const ModelConfig& config) {
-  std::int64_t count = 0;
-  for_each_tensor(config, [&](const std::string&, const std::vector<std::int64_t>& shape) {
-    count += element_count(shape);
-  });
-  return count;
+  list.push_back({"model.norm.weight", {config.hidden}});
+  if (!config.tied_embeddings) list.push_back({"lm_head.weight", {config.vocab, config.hidden}});
+  return list;
 }
 
 ModelWeights load_weights(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config) {

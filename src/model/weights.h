@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -50,9 +49,10 @@ struct MoeWeights {
 struct LayerWeights {
   ConstTensorView attention_norm{};  ///< [hidden]
   AttentionWeights attention{};
-  ConstTensorView ffn_norm{};  ///< [hidden]
-  FfnWeights ffn{};            ///< dense layers: all; expert layers: the shared experts, or absent
-  MoeWeights moe{};            ///< expert layers only
+  ConstTensorView ffn_norm{};       ///< [hidden]
+  FfnWeights ffn{};                 ///< dense layers: all; expert layers: the shared experts, or absent
+  MoeWeights moe{};                 ///< expert layers only
+  ConstTensorView post_ffn_norm{};  ///< [hidden], of what an expert layer's FFN gives; or absent
 };
 
 struct ModelWeights {
@@ -65,11 +65,14 @@ struct ModelWeights {
   std::int64_t bytes = 0;           ///< on the device
 };
 
-using TensorVisitor = std::function<void(const std::string& name, const std::vector<std::int64_t>& shape)>;
+struct TensorSpec {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  bool optional = false;
+};
 
-/// Names every tensor that a checkpoint of this config must hold. Host only.
-void for_each_tensor(const ModelConfig& config, const TensorVisitor& visit);
-std::int64_t count_parameters(const ModelConfig& config);  ///< elements of them all
+/// Every tensor that a checkpoint of this config must or, where optional, may hold. Host only.
+std::vector<TensorSpec> list_tensors(const ModelConfig& config);
 
 /// Checks that all tensors are there with the right shapes before the first is read, then reads them. Throws
 /// as Checkpoint does, naming file and tensor, and Error(kOutOfMemory).

@@ -96,7 +96,7 @@ TEST(Config, ReadsDeepseekV3) {
   EXPECT_EQ(config.num_groups, 2);
   EXPECT_EQ(config.top_groups, 1);
   EXPECT_TRUE(config.normalize_weights);
-  EXPECT_TRUE(config.router_bias);
+  EXPECT_EQ(config.router_bias, Presence::kAlways);
   EXPECT_FLOAT_EQ(config.routed_scaling, 1.5F);
   EXPECT_FALSE(config.is_moe_layer(0));
   EXPECT_TRUE(config.is_moe_layer(1));
@@ -112,7 +112,7 @@ TEST(Config, ReadsDeepseekV2) {
   EXPECT_EQ(groups.num_groups, 2);
   EXPECT_EQ(groups.top_groups, 1);
   EXPECT_FALSE(groups.normalize_weights);
-  EXPECT_FALSE(groups.router_bias);
+  EXPECT_EQ(groups.router_bias, Presence::kNever);
 
   json greedy = v2_config();
   greedy["topk_method"] = "greedy";
@@ -319,7 +319,7 @@ TEST(Config, NamesWhatIsNotSupported) {
     EXPECT_THAT(error.what(), HasSubstr("; got " + wrong.value.dump()));
   }
   EXPECT_THAT(error_of([] { load(with("model_type", "llama")); }).what(),
-              HasSubstr("must be deepseek_v2 or deepseek_v3"));
+              HasSubstr("must be one of deepseek_v2, deepseek_v3, kimi_k2, glm4_moe_lite, youtu, axk1; got"));
   EXPECT_THAT(error_of([] { load(with("model_type", "deepseek_v32")); }).what(),
               HasSubstr("sparse attention"));
   EXPECT_THAT(error_of([] {

@@ -1,4 +1,4 @@
-// Logits of tiny DeepSeek-V2 and V3 models against Hugging Face transformers
+// Logits of tiny models of every family against Hugging Face transformers
 // (tests/tools/make_model_goldens.py made the files; weights come from the shared generator).
 //
 // Bound for a BF16 cache: twice the difference between transformers in BF16 and in fp32, as rms and as
@@ -150,7 +150,9 @@ TEST_P(Goldens, Fp8CacheIsNear) {
   EXPECT_GE(3 * equal, 2 * logits.size());
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Goldens, ::testing::Values("v3_yarn", "v3_plain", "v2_greedy", "v2_groups"),
+INSTANTIATE_TEST_SUITE_P(Models, Goldens,
+                         ::testing::Values("v2_greedy", "v2_groups", "v3_yarn", "v3_plain", "v3_halves",
+                                           "kimi_k2", "glm4_moe_lite", "youtu", "axk1"),
                          [](const auto& test) { return std::string(test.param); });
 
 void zero(Tensors& tensors, const std::string& suffix) {
@@ -183,6 +185,18 @@ std::vector<Mistake> mistakes() {
   const Edit other_scoring = [](ModelConfig& config, Tensors&) {
     config.scoring = config.scoring == Scoring::kSigmoid ? Scoring::kSoftmax : Scoring::kSigmoid;
   };
+  const Edit pairs = [](ModelConfig& config, Tensors&) { config.rope_interleaved = true; };
+  const Edit deepseeks_betas = [](ModelConfig& config, Tensors&) { config.yarn.beta_fast = 32; };
+  const Edit usual_theta = [](ModelConfig& config, Tensors&) { config.rope_theta = 10000; };
+  const Edit usual_scale = [](ModelConfig& config, Tensors&) {
+    config.softmax_scale = 1 / std::sqrt(192.0F);
+  };
+  const Edit usual_eps = [](ModelConfig& config, Tensors&) { config.norm_eps = 1e-6; };
+  const Edit files_eps_in_latent_norms = [](ModelConfig& config, Tensors&) {
+    config.latent_norm_eps = config.norm_eps;
+  };
+  const Edit no_post_norm = [](ModelConfig& config, Tensors&) { config.post_ffn_norm = false; };
+  const Edit no_normalization = [](ModelConfig& config, Tensors&) { config.normalize_weights = false; };
   return {{"NoMscaleV3", "v3_yarn", no_mscale},
           {"NoMscaleV2", "v2_greedy", no_mscale},
           {"NoYarnV3", "v3_yarn", no_yarn},
@@ -198,7 +212,25 @@ std::vector<Mistake> mistakes() {
           {"OtherGroupScoreV2", "v2_groups", other_group_score},
           {"OtherScoringV3", "v3_yarn", other_scoring},
           {"NoRoutedScalingV3", "v3_yarn", no_routed_scaling},
-          {"NoRoutedScalingV2", "v2_groups", no_routed_scaling}};
+          {"NoRoutedScalingV2", "v2_groups", no_routed_scaling},
+          {"RopeInPairsV3", "v3_halves", pairs},
+          {"UsualThetaV3", "v3_halves", usual_theta},
+          {"NoNormalizationV3", "v3_halves", no_normalization},
+          {"NoMscaleKimi", "kimi_k2", no_mscale},
+          {"DeepseeksBetasKimi", "kimi_k2", deepseeks_betas},
+          {"UsualThetaKimi", "kimi_k2", usual_theta},
+          {"RopeInHalvesGlm", "glm4_moe_lite", halves},
+          {"UsualThetaGlm", "glm4_moe_lite", usual_theta},
+          {"UsualScaleGlm", "glm4_moe_lite", usual_scale},
+          {"NoRouterBiasGlm", "glm4_moe_lite", no_router_bias},
+          {"NoRoutedScalingGlm", "glm4_moe_lite", no_routed_scaling},
+          {"RopeInHalvesYoutu", "youtu", halves},
+          {"UsualThetaYoutu", "youtu", usual_theta},
+          {"UsualEpsYoutu", "youtu", usual_eps},
+          {"FilesEpsInLatentNormsYoutu", "youtu", files_eps_in_latent_norms},
+          {"NoPostNormAxk1", "axk1", no_post_norm},
+          {"AllGroupsAxk1", "axk1", all_groups},
+          {"RopeInHalvesAxk1", "axk1", halves}};
 }
 
 class GoldenMistakes : public ::testing::TestWithParam<Mistake> {};

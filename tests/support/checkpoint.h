@@ -55,14 +55,14 @@ inline bool ends_with(const std::string& text, const std::string& suffix) {
 }
 
 inline ValueSpec spec_of(const std::string& name, const std::vector<std::int64_t>& shape, double query_gain) {
-  if (ends_with(name, "norm.weight")) return {0.25F, 1.0F};
+  if (name.find("norm.") != std::string::npos) return {0.25F, 1.0F};
   if (ends_with(name, "embed_tokens.weight")) return {1.0F, 0.0F};
   if (ends_with(name, "e_score_correction_bias")) return {0.2F, 0.0F};
   if (ends_with(name, ".bias")) return {0.5F, 0.0F};
   double gain = 1.0;
   if (ends_with(name, "q_proj.weight") || ends_with(name, "q_b_proj.weight")) gain = query_gain;
   if (ends_with(name, "o_proj.weight")) gain = 2.0;
-  if (ends_with(name, "down_proj.weight")) gain = 1.5;
+  if (ends_with(name, "down_proj.weight") || ends_with(name, "down_proj")) gain = 1.5;
   if (ends_with(name, "lm_head.weight")) gain = 2.0;
   return {static_cast<float>(gain / std::sqrt(static_cast<double>(shape.back()))), 0.0F};
 }
@@ -84,69 +84,102 @@ inline NamedTensor random_tensor(std::uint64_t seed, const std::string& name, st
   return {name, std::move(shape), std::move(values)};
 }
 
-/// All tensors that the config asks for, DeepSeek-V2 and V3 names, in the order of the layers.
-inline std::vector<NamedTensor> make_tensors(const nlohmann::json& config, std::uint64_t seed) {
-  const auto field = [&](const char* name) -> std::int64_t {
-    const auto it = config.find(name);
-    return it == config.end() || it->is_null() ? 0 : it->get<std::int64_t>();
-  };
-  std::vector<NamedTensor> tensors;
-  const double query_gain = config.value("test_query_gain", 2.5);
-  const auto add = [&](const std::string& name, std::vector<std::int64_t> shape) {
-    tensors.push_back(random_tensor(seed, name, std::move(shape), query_gain));
-  };
-  const std::int64_t hidden = field("hidden_size");
-  const std::int64_t heads = field("num_attention_heads");
-  const std::int64_t nope = field("qk_nope_head_dim");
-  const std::int64_t rope = field("qk_rope_head_dim");
-  const std::int64_t latent = field("kv_lora_rank");
-  const std::int64_t v = field("v_head_dim");
-  const std::int64_t q_lora = field("q_lora_rank");
-  const std::int64_t experts = field("n_routed_experts");
-  const bool attention_bias = config.value("attention_bias", false);
-  const auto add_mlp = [&](const std::string& prefix, std::int64_t inter) {
-    add(prefix + "gate_proj.weight", {inter, hidden});
-    add(prefix + "up_proj.weight", {inter, hidden});
-    add(prefix + "down_proj.weight", {hidden, inter});
-  };
+/// What a layer of the config has: the names of the goldens' families, spelled here a second time on purpose.
+class TensorMaker {
+ public:
+  TensorMaker(const nlohmann::json& config, std::uint64_t seed) : config_(config), seed_(seed) {}
 
-  add("model.embed_tokens.weight", {field("vocab_size"), hidden});
-  for (std::int64_t layer = 0; layer < field("num_hidden_layers"); ++layer) {
-    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-    const std::string attention = prefix + "self_attn.";
-    const std::string mlp = prefix + "mlp.";
-    add(prefix + "input_layernorm.weight", {hidden});
-    if (q_lora > 0) {
-      add(attention + "q_a_proj.weight", {q_lora, hidden});
-      if (attention_bias) add(attention + "q_a_proj.bias", {q_lora});
-      add(attention + "q_a_layernorm.weight", {q_lora});
-      add(attention + "q_b_proj.weight", {heads * (nope + rope), q_lora});
-    } else {
-      add(attention + "q_proj.weight", {heads * (nope + rope), hidden});
+  [[nodiscard]] std::vector<NamedTensor> make() {
+    add("model.embed_tokens.weight", {field("vocab_size"), hidden_});
+    for (std::int64_t layer = 0; layer < field("num_hidden_layers"); ++layer) {
+      const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+      add_attention(prefix + "self_attn.");
+      add(prefix + "input_layernorm.weight", {hidden_});
+      add(prefix + "post_attention_layernorm.weight", {hidden_});
+      if (family_ == "axk1") add(prefix + "post_mlp_layernorm.weight", {hidden_});
+      if (has_experts(layer)) {
+        add_experts(prefix + "mlp.");
+      } else {
+        add_mlp(prefix + "mlp.", field("intermediate_size"));
+      }
     }
-    add(attention + "kv_a_proj_with_mqa.weight", {latent + rope, hidden});
-    if (attention_bias) add(attention + "kv_a_proj_with_mqa.bias", {latent + rope});
-    add(attention + "kv_a_layernorm.weight", {latent});
-    add(attention + "kv_b_proj.weight", {heads * (nope + v), latent});
-    add(attention + "o_proj.weight", {hidden, heads * v});
-    if (attention_bias) add(attention + "o_proj.bias", {hidden});
-    add(prefix + "post_attention_layernorm.weight", {hidden});
-    if (experts == 0 || layer < field("first_k_dense_replace")) {
-      add_mlp(mlp, field("intermediate_size"));
-      continue;
+    add("model.norm.weight", {hidden_});
+    if (!config_.value("tie_word_embeddings", family_ == "youtu")) {
+      add("lm_head.weight", {field("vocab_size"), hidden_});
     }
-    add(mlp + "gate.weight", {experts, hidden});
-    if (config.at("model_type") == "deepseek_v3") add(mlp + "gate.e_score_correction_bias", {experts});
-    for (std::int64_t expert = 0; expert < experts; ++expert) {
-      add_mlp(mlp + "experts." + std::to_string(expert) + ".", field("moe_intermediate_size"));
-    }
-    if (field("n_shared_experts") > 0) {
-      add_mlp(mlp + "shared_experts.", field("moe_intermediate_size") * field("n_shared_experts"));
-    }
+    return std::move(tensors_);
   }
-  add("model.norm.weight", {hidden});
-  if (!config.value("tie_word_embeddings", false)) add("lm_head.weight", {field("vocab_size"), hidden});
-  return tensors;
+
+ private:
+  /// 0 if missing or null.
+  [[nodiscard]] std::int64_t field(const char* name) const {
+    const auto it = config_.find(name);
+    return it == config_.end() || it->is_null() ? 0 : it->get<std::int64_t>();
+  }
+
+  [[nodiscard]] bool has_experts(std::int64_t layer) const {
+    const auto types = config_.find("mlp_layer_types");
+    if (types != config_.end()) return types->at(static_cast<std::size_t>(layer)) == "sparse";
+    return field("n_routed_experts") > 0 && layer >= field("first_k_dense_replace");
+  }
+
+  void add(const std::string& name, std::vector<std::int64_t> shape) {
+    tensors_.push_back(random_tensor(seed_, name, std::move(shape), config_.value("test_query_gain", 2.5)));
+  }
+
+  void add_mlp(const std::string& prefix, std::int64_t inter) {
+    add(prefix + "gate_proj.weight", {inter, hidden_});
+    add(prefix + "up_proj.weight", {inter, hidden_});
+    add(prefix + "down_proj.weight", {hidden_, inter});
+  }
+
+  void add_attention(const std::string& prefix) {
+    const std::int64_t heads = field("num_attention_heads");
+    const std::int64_t nope = field("qk_nope_head_dim");
+    const std::int64_t rope = field("qk_rope_head_dim");
+    const std::int64_t latent = field("kv_lora_rank");
+    const std::int64_t v = field("v_head_dim");
+    const std::int64_t q_lora = field("q_lora_rank");
+    const bool bias = config_.value("attention_bias", false);
+    if (q_lora > 0) {
+      add(prefix + "q_a_proj.weight", {q_lora, hidden_});
+      if (bias) add(prefix + "q_a_proj.bias", {q_lora});
+      add(prefix + "q_a_layernorm.weight", {q_lora});
+      add(prefix + "q_b_proj.weight", {heads * (nope + rope), q_lora});
+    } else {
+      add(prefix + "q_proj.weight", {heads * (nope + rope), hidden_});
+    }
+    add(prefix + "kv_a_proj_with_mqa.weight", {latent + rope, hidden_});
+    if (bias) add(prefix + "kv_a_proj_with_mqa.bias", {latent + rope});
+    add(prefix + "kv_a_layernorm.weight", {latent});
+    add(prefix + "kv_b_proj.weight", {heads * (nope + v), latent});
+    add(prefix + "o_proj.weight", {hidden_, heads * v});
+    if (bias) add(prefix + "o_proj.bias", {hidden_});
+  }
+
+  void add_experts(const std::string& prefix) {
+    const std::int64_t experts = field("n_routed_experts");
+    const std::int64_t inter = field("moe_intermediate_size");
+    add(prefix + "gate.weight", {experts, hidden_});
+    if (family_ != "deepseek_v2" && family_ != "axk1") {
+      add(prefix + "gate.e_score_correction_bias", {experts});
+    }
+    for (std::int64_t expert = 0; expert < experts; ++expert) {
+      add_mlp(prefix + "experts." + std::to_string(expert) + ".", inter);
+    }
+    if (field("n_shared_experts") > 0) add_mlp(prefix + "shared_experts.", inter * field("n_shared_experts"));
+  }
+
+  const nlohmann::json& config_;
+  std::uint64_t seed_;
+  std::string family_ = config_.at("model_type");
+  std::int64_t hidden_ = field("hidden_size");
+  std::vector<NamedTensor> tensors_;
+};
+
+/// All tensors that the config asks for, by the names of its family.
+inline std::vector<NamedTensor> make_tensors(const nlohmann::json& config, std::uint64_t seed) {
+  return TensorMaker(config, seed).make();
 }
 
 enum class StoredAs : std::uint8_t { kBf16, kF32 };

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes tests/data/goldens/*.json: logits of tiny random DeepSeek-V2/V3 models by Hugging Face transformers.
+"""Makes tests/data/goldens/*.json: logits of tiny random models of every family by Hugging Face transformers.
 
 Weights are a function of (seed, tensor name, index), the same one as in tests/support/checkpoint.h, so only
 configs, tokens and logits are stored. Each model is written as a Hugging Face folder and loaded from it, in
@@ -10,8 +10,10 @@ So that a mistake shows and rounding does not, the script asserts
   - prompts longer than YaRN's original context,
   - routing and greedy choices with a clear margin: prompt tokens are searched one by one for it, and the last
     one so that eight greedy steps have it too,
-  - what the C++ code takes for granted about transformers: m^2 in the softmax scale of both families, and an
+  - what the C++ code takes for granted about transformers: m^2 in the softmax scale of every family, and an
     eps of 1e-6 in the latent norms whatever rms_norm_eps says.
+
+Kimi K2 has no class in transformers: its config.json is that of DeepSeek-V3 by another name, and loads as such.
 
 Usage: python3 tests/tools/make_model_goldens.py [name ...]      (needs torch, transformers >= 5.17, numpy)
 """
@@ -37,7 +39,6 @@ MIN_LOGIT_STD = 2.0
 
 COMMON = {
     "vocab_size": 300,
-    "num_hidden_layers": 3,
     "kv_lora_rank": 512,
     "qk_rope_head_dim": 64,
     "hidden_act": "silu",
@@ -45,12 +46,14 @@ COMMON = {
     "rms_norm_eps": 1e-5,
     "bos_token_id": 0,
     "eos_token_id": 1,
-    "first_k_dense_replace": 1,
 }
+
+DEEPSEEK = {"num_hidden_layers": 3, "first_k_dense_replace": 1}
 
 MODELS = {
     # Transformers 4 style rope_scaling, low-rank queries, groups, correction bias.
     "v3_yarn": {
+        **DEEPSEEK,
         "test_query_gain": 1.25,
         "model_type": "deepseek_v3",
         "architectures": ["DeepseekV3ForCausalLM"],
@@ -86,6 +89,7 @@ MODELS = {
     },
     # No low-rank queries, plain rope, tied embeddings, one group, attention biases, odd sizes.
     "v3_plain": {
+        **DEEPSEEK,
         "test_query_gain": 2.3,
         "model_type": "deepseek_v3",
         "architectures": ["DeepseekV3ForCausalLM"],
@@ -111,6 +115,7 @@ MODELS = {
     },
     # As DeepSeek-V2-Lite: transformers 5 style rope_parameters.
     "v2_greedy": {
+        **DEEPSEEK,
         "test_query_gain": 1.5,
         "model_type": "deepseek_v2",
         "architectures": ["DeepseekV2ForCausalLM"],
@@ -145,6 +150,7 @@ MODELS = {
     },
     # As DeepSeek-V2: groups by their best expert, weights not normalised, and a mscale that scales cos and sin.
     "v2_groups": {
+        **DEEPSEEK,
         "test_query_gain": 1.6,
         "model_type": "deepseek_v2",
         "architectures": ["DeepseekV2ForCausalLM"],
@@ -177,7 +183,213 @@ MODELS = {
             "mscale_all_dim": 0.707,
         },
     },
+    # As Moonlight, with the rope layout that no released checkpoint of the family has: halves, not pairs.
+    "v3_halves": {
+        **DEEPSEEK,
+        "test_query_gain": 2.3,
+        "model_type": "deepseek_v3",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "hidden_size": 96,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "n_routed_experts": 12,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 3,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.446,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rope_theta": 50000.0,
+        "rope_interleave": False,
+        "rope_scaling": None,
+    },
+    # Kimi K2: one group, and a YaRN ramp between equal betas, one pair wide.
+    "kimi_k2": {
+        **DEEPSEEK,
+        "test_query_gain": 1.3,
+        "model_type": "kimi_k2",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "hidden_size": 96,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 48,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "n_routed_experts": 16,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.827,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rope_theta": 50000.0,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 32.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 1.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+    },
+    # GLM-4.7-Flash: its head count and head widths, and a pattern of layers of its own.
+    "glm4_moe_lite": {
+        "num_hidden_layers": 3,
+        "test_query_gain": 2.6,
+        "model_type": "glm4_moe_lite",
+        "architectures": ["Glm4MoeLiteForCausalLM"],
+        "hidden_size": 96,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 48,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 20,
+        "q_lora_rank": 48,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
+        "n_routed_experts": 16,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.8,
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 1.0},
+    },
+    # Youtu-LLM: dense, tied although the file does not say so. An eps so large that it shows where it is used.
+    "youtu": {
+        "num_hidden_layers": 3,
+        "rms_norm_eps": 1.0,
+        "test_query_gain": 3.2,
+        "model_type": "youtu",
+        "architectures": ["YoutuForCausalLM"],
+        "hidden_size": 96,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 48,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "attention_bias": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1600000.0},
+    },
+    # A.X-K1: a norm behind the experts, stored for dense layers too, which do not use it; no correction bias.
+    "axk1": {
+        **DEEPSEEK,
+        "test_query_gain": 2.3,
+        "model_type": "axk1",
+        "architectures": ["AXK1ForCausalLM"],
+        "hidden_size": 96,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 48,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "n_routed_experts": 16,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 4,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 8.0,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+    },
+    # LongCat-Flash: two attentions and FFNs a layer, experts on a shortcut, half of the experts the identity.
+    "longcat_flash": {
+        "num_layers": 2,
+        "test_query_gain": 0.5,
+        "model_type": "longcat_flash",
+        "architectures": ["LongcatFlashForCausalLM"],
+        "hidden_size": 1152,
+        "ffn_hidden_size": 192,
+        "expert_ffn_hidden_size": 64,
+        "num_attention_heads": 4,
+        "q_lora_rank": 96,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "n_routed_experts": 12,
+        "zero_expert_num": 6,
+        "zero_expert_type": "identity",
+        "moe_topk": 4,
+        "routed_scaling_factor": 6.0,
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+        "attention_method": "MLA",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000000.0,
+    },
+    # Mistral Large 3 in the layout of mistral4: softmax routing, no m^2, queries that grow with their position.
+    "mistral_large3": {
+        **DEEPSEEK,
+        "test_query_gain": 1.6,
+        "model_type": "mistral4",
+        "architectures": ["Mistral4ForCausalLM"],
+        "hidden_size": 96,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 48,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "n_routed_experts": 12,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 3,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 36.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "attention_factor": 1.0,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
 }
+
+
+# LongCat's names for what the other families call otherwise.
+LONGCAT = {
+    "intermediate_size": "ffn_hidden_size",
+    "moe_intermediate_size": "expert_ffn_hidden_size",
+    "num_experts_per_tok": "moe_topk",
+    "num_hidden_layers": "num_layers",
+}
+
+
+def field(config, name, otherwise=None):
+    if config["model_type"] == "longcat_flash":
+        name = LONGCAT.get(name, name)
+    return config.get(name, otherwise)
 
 
 # The seeded weights, bit for bit those of tests/support/checkpoint.h.
@@ -196,7 +408,7 @@ def to_bf16_bits(values):
 
 
 def gain_and_offset(name, shape, query_gain):
-    if name.endswith("norm.weight"):
+    if "norm." in name:
         return np.float32(0.25), np.float32(1)
     if name.endswith("embed_tokens.weight"):
         return np.float32(1), np.float32(0)
@@ -209,7 +421,7 @@ def gain_and_offset(name, shape, query_gain):
         gain = query_gain
     if name.endswith("o_proj.weight"):
         gain = 2.0
-    if name.endswith("down_proj.weight"):
+    if name.endswith(("down_proj.weight", "down_proj")):
         gain = 1.5
     if name.endswith("lm_head.weight"):
         gain = 2.0
@@ -230,47 +442,97 @@ def random_bf16(seed, name, shape, query_gain):
     return to_bf16_bits(offset + unit * gain)
 
 
-def tensor_shapes(config):
+def expert_layers(config):
+    """Whether each layer has experts."""
+    layers = field(config, "num_hidden_layers")
+    if "mlp_layer_types" in config:
+        return [kind == "sparse" for kind in config["mlp_layer_types"]]
+    if not config.get("n_routed_experts"):
+        return [False] * layers
+    return [layer >= config.get("first_k_dense_replace", 0) for layer in range(layers)]
+
+
+def attention_shapes(config):
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     nope, v = config["qk_nope_head_dim"], config["v_head_dim"]
     latent, rope = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    shapes = {"kv_a_proj_with_mqa.weight": [latent + rope, hidden], "kv_a_layernorm.weight": [latent]}
+    shapes["kv_b_proj.weight"] = [heads * (nope + v), latent]
+    shapes["o_proj.weight"] = [hidden, heads * v]
+    if config["q_lora_rank"]:
+        shapes["q_a_proj.weight"] = [config["q_lora_rank"], hidden]
+        shapes["q_a_layernorm.weight"] = [config["q_lora_rank"]]
+        shapes["q_b_proj.weight"] = [heads * (nope + rope), config["q_lora_rank"]]
+    else:
+        shapes["q_proj.weight"] = [heads * (nope + rope), hidden]
+    if config["attention_bias"]:
+        for name in ("q_a_proj", "kv_a_proj_with_mqa", "o_proj"):
+            if name + ".weight" in shapes:
+                shapes[name + ".bias"] = shapes[name + ".weight"][:1]
+    return shapes
+
+
+def mlp_shapes(config, inter):
+    hidden = config["hidden_size"]
+    return {
+        "gate_proj.weight": [inter, hidden],
+        "up_proj.weight": [inter, hidden],
+        "down_proj.weight": [hidden, inter],
+    }
+
+
+def expert_shapes(config):
+    """What is behind "mlp." in a layer with experts."""
+    family, hidden = config["model_type"], config["hidden_size"]
+    experts, inter = config["n_routed_experts"], field(config, "moe_intermediate_size")
+    if family == "mistral4":
+        return {
+            "gate.weight": [experts, hidden],
+            "experts.gate_up_proj": [experts, 2 * inter, hidden],
+            "experts.down_proj": [experts, hidden, inter],
+        }
+    routed = experts + config.get("zero_expert_num", 0)
+    router, bias = "gate.weight", "gate.e_score_correction_bias"
+    if family == "longcat_flash":
+        router, bias = "router.classifier.weight", "router.e_score_correction_bias"
+    shapes = {router: [routed, hidden]}
+    if family not in ("deepseek_v2", "axk1"):
+        shapes[bias] = [routed]
+    for expert in range(experts):
+        shapes.update({f"experts.{expert}.{name}": shape for name, shape in mlp_shapes(config, inter).items()})
+    return shapes
+
+
+def tensor_shapes(config):
+    hidden, family = config["hidden_size"], config["model_type"]
     shapes = {"model.embed_tokens.weight": [config["vocab_size"], hidden]}
-
-    def add_mlp(prefix, inter):
-        shapes[prefix + "gate_proj.weight"] = [inter, hidden]
-        shapes[prefix + "up_proj.weight"] = [inter, hidden]
-        shapes[prefix + "down_proj.weight"] = [hidden, inter]
-
-    for layer in range(config["num_hidden_layers"]):
+    for layer, has_experts in enumerate(expert_layers(config)):
         prefix = f"model.layers.{layer}."
-        attention = {"kv_a_proj_with_mqa.weight": [latent + rope, hidden], "kv_a_layernorm.weight": [latent]}
-        attention["kv_b_proj.weight"] = [heads * (nope + v), latent]
-        attention["o_proj.weight"] = [hidden, heads * v]
-        if config["q_lora_rank"]:
-            attention["q_a_proj.weight"] = [config["q_lora_rank"], hidden]
-            attention["q_a_layernorm.weight"] = [config["q_lora_rank"]]
-            attention["q_b_proj.weight"] = [heads * (nope + rope), config["q_lora_rank"]]
-        else:
-            attention["q_proj.weight"] = [heads * (nope + rope), hidden]
-        if config["attention_bias"]:
-            for name in ("q_a_proj", "kv_a_proj_with_mqa", "o_proj"):
-                if name + ".weight" in attention:
-                    attention[name + ".bias"] = attention[name + ".weight"][:1]
-        shapes.update({prefix + "self_attn." + name: shape for name, shape in attention.items()})
-        shapes[prefix + "input_layernorm.weight"] = [hidden]
-        shapes[prefix + "post_attention_layernorm.weight"] = [hidden]
-        if layer < config["first_k_dense_replace"]:
-            add_mlp(prefix + "mlp.", config["intermediate_size"])
+
+        def add(below, tensors):
+            shapes.update({prefix + below + name: shape for name, shape in tensors.items()})
+
+        norms = ["input_layernorm", "post_attention_layernorm"]
+        dense = mlp_shapes(config, field(config, "intermediate_size"))
+        if family == "longcat_flash":
+            add("mlp.", expert_shapes(config))
+            for i in range(2):
+                add(f"self_attn.{i}.", attention_shapes(config))
+                add(f"mlps.{i}.", dense)
+                add("", {f"{norm}.{i}.weight": [hidden] for norm in norms})
             continue
-        experts, inter = config["n_routed_experts"], config["moe_intermediate_size"]
-        shapes[prefix + "mlp.gate.weight"] = [experts, hidden]
-        if config["model_type"] == "deepseek_v3":
-            shapes[prefix + "mlp.gate.e_score_correction_bias"] = [experts]
-        for expert in range(experts):
-            add_mlp(f"{prefix}mlp.experts.{expert}.", inter)
-        add_mlp(prefix + "mlp.shared_experts.", inter * config["n_shared_experts"])
+        add("self_attn.", attention_shapes(config))
+        if family == "axk1":
+            norms.append("post_mlp_layernorm")
+        add("", {f"{norm}.weight": [hidden] for norm in norms})
+        if not has_experts:
+            add("mlp.", dense)
+            continue
+        add("mlp.", expert_shapes(config))
+        shared = config["n_shared_experts"] * config["moe_intermediate_size"]
+        add("mlp.shared_experts.", mlp_shapes(config, shared))
     shapes["model.norm.weight"] = [hidden]
-    if not config["tie_word_embeddings"]:
+    if not config.get("tie_word_embeddings", family == "youtu"):
         shapes["lm_head.weight"] = [config["vocab_size"], hidden]
     return shapes
 
@@ -284,6 +546,8 @@ def write_folder(folder, config, seed):
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    if config["model_type"] == "kimi_k2":
+        config = {**config, "model_type": "deepseek_v3"}
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -301,11 +565,11 @@ def load(folder, dtype, attention):
 
 def choice_scores(model, router_logits):
     """What top-k looks at, before groups are cut."""
-    config = model.config
-    if config.model_type == "deepseek_v2":
-        return [logits.float().softmax(-1) for logits in router_logits]
-    biases = [layer.mlp.gate.e_score_correction_bias for layer in model.model.layers[config.first_k_dense_replace :]]
-    return [logits.float().sigmoid() + bias for logits, bias in zip(router_logits, biases)]
+    softmax = model.config.model_type in ("deepseek_v2", "longcat_flash", "mistral4")
+    scores = [logits.float().softmax(-1) if softmax else logits.float().sigmoid() for logits in router_logits]
+    moes = [layer.mlp for layer in model.model.layers if hasattr(layer.mlp, "experts")]
+    routers = [moe.router if hasattr(moe, "router") else moe.gate for moe in moes]
+    return [s + getattr(router, "e_score_correction_bias", 0) for s, router in zip(scores, routers, strict=True)]
 
 
 def route_margin(config, scores):
@@ -322,23 +586,27 @@ def route_margin(config, scores):
         margin = torch.minimum(margin, top[..., kept - 1] - top[..., kept])
         keep = torch.zeros_like(group_scores).scatter(-1, group_scores.topk(kept, -1).indices, 1).bool()
         grouped = grouped.masked_fill(~keep.unsqueeze(-1), -torch.inf)
-    k = config["num_experts_per_tok"]
+    k = field(config, "num_experts_per_tok")
     top = grouped.flatten(-2).topk(k + 1, -1).values
     return torch.minimum(margin, top[..., k - 1] - top[..., k])
 
 
 def run(model, tokens):
-    """Logits [batch, n, vocab] and choice scores a layer [batch, n, experts]."""
+    """Logits [batch, n, vocab] and choice scores a layer with experts [batch, n, experts]."""
+    dense = not hasattr(model.config, "n_routed_experts")
     with torch.no_grad():
-        out = model(torch.tensor(tokens), output_router_logits=True, use_cache=False)
+        out = model(torch.tensor(tokens), use_cache=False, **({} if dense else {"output_router_logits": True}))
+    if dense:
+        return out.logits.float(), []
     shape = (len(tokens), len(tokens[0]), -1)
     scores = choice_scores(model, [logits.reshape(shape) for logits in out.router_logits])
     return out.logits.float(), scores
 
 
-def margins(config, scores, noise):
+def margins(config, logits, scores, noise):
     """The smallest routing margin over layers, in units of noise; [batch, n]."""
-    return torch.stack([route_margin(config, s) / n for s, n in zip(scores, noise)]).amin(0)
+    clear = [torch.full(logits.shape[:-1], torch.inf)]
+    return torch.stack(clear + [route_margin(config, s) / n for s, n in zip(scores, noise)]).amin(0)
 
 
 def gap(logits):
@@ -361,7 +629,7 @@ def find_prompt(config, fp32, bf16, rng):
     while len(prompt) < PROMPT_TOKENS - 1:
         tries = [prompt + [t] for t in rng.integers(2, config["vocab_size"], CANDIDATES).tolist()]
         logits, scores = run(fp32, tries)
-        clear = margins(config, scores, noise)[:, -1]
+        clear = margins(config, logits, scores, noise)[:, -1]
         if len(prompt) in PREFILL_POSITIONS:
             clear = torch.minimum(clear, gap(logits)[:, -1] / logit_noise)
         prompt = tries[int(clear.argmax())]
@@ -371,7 +639,7 @@ def find_prompt(config, fp32, bf16, rng):
         clear = torch.full((CANDIDATES,), torch.inf)
         for _ in range(GREEDY_TOKENS + 1):
             logits, scores = run(fp32, tries)
-            step = torch.minimum(margins(config, scores, noise)[:, -1], gap(logits)[:, -1] / logit_noise)
+            step = torch.minimum(margins(config, logits, scores, noise)[:, -1], gap(logits)[:, -1] / logit_noise)
             clear = torch.minimum(clear, step)
             alive = [i for i in range(len(tries)) if clear[i] > best_clear]
             if not alive:
@@ -398,17 +666,20 @@ def check_attention(config, fp32, tokens):
 
 
 def check_transformers(config, model):
-    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scale = (config["qk_nope_head_dim"] + config["qk_rope_head_dim"]) ** -0.5
-    if rope:
-        scale *= (0.1 * rope["mscale_all_dim"] * math.log(rope["factor"]) + 1) ** 2
+    if "factor" in rope:
+        scale *= (0.1 * rope.get("mscale_all_dim", 0) * math.log(rope["factor"]) + 1) ** 2
         assert PROMPT_TOKENS > 2 * rope["original_max_position_embeddings"]
     for layer in model.model.layers:
-        assert math.isclose(layer.self_attn.scaling, scale, rel_tol=1e-6), (layer.self_attn.scaling, scale)
-        assert layer.self_attn.kv_a_layernorm.variance_epsilon == 1e-6
-        assert layer.input_layernorm.variance_epsilon == config["rms_norm_eps"]
-        if config["q_lora_rank"]:
-            assert layer.self_attn.q_a_layernorm.variance_epsilon == 1e-6
+        several = config["model_type"] == "longcat_flash"
+        for attention in layer.self_attn if several else [layer.self_attn]:
+            assert math.isclose(attention.scaling, scale, rel_tol=1e-6), (attention.scaling, scale)
+            assert attention.kv_a_layernorm.variance_epsilon == 1e-6
+            if config["q_lora_rank"]:
+                assert attention.q_a_layernorm.variance_epsilon == 1e-6
+        for norm in layer.input_layernorm if several else [layer.input_layernorm]:
+            assert norm.variance_epsilon == config["rms_norm_eps"]
 
 
 def make(name):
@@ -427,7 +698,7 @@ def make(name):
     logits16, scores16 = run(bf16, [tokens])
     positions = PREFILL_POSITIONS + list(range(PROMPT_TOKENS, PROMPT_TOKENS + GREEDY_TOKENS))
     noise = [rounding_noise(a, b) for a, b in zip(scores32, scores16)]
-    prompt_margin = float(margins(config, scores32, noise).min())
+    prompt_margin = float(margins(config, logits32, scores32, noise).min())
     difference = (logits32 - logits16)[0, positions]
     max_abs, rms = float(difference.abs().max()), float(difference.square().mean().sqrt())
     std = float(logits32[0, positions].std())

@@ -1,0 +1,93 @@
+#include "model/family.h"
+
+#include <algorithm>
+#include <array>
+
+namespace snapmla {
+namespace {
+
+constexpr std::array kFamilies = {
+    FamilyRules{.model_type = "deepseek_v2",
+                .family = Family::kDeepseekV2,
+                .scoring = Scoring::kSoftmax,
+                .group_score = GroupScore::kMax,
+                .scoring_func = "softmax",
+                .topk_method = "greedy",
+                .router_bias = Presence::kNever,
+                .normalize_weights = false,
+                .normalize_is_free = false,
+                .rope_interleave_is_free = false},
+    FamilyRules{.model_type = "deepseek_v3", .family = Family::kDeepseekV3},
+    FamilyRules{.model_type = "kimi_k2", .family = Family::kDeepseekV3},
+    FamilyRules{.model_type = "glm4_moe_lite",
+                .family = Family::kGlm4MoeLite,
+                .first_dense_layers = 1,
+                .norm_eps = 1e-5},
+    FamilyRules{.model_type = "youtu", .family = Family::kYoutu, .experts = false, .tied_embeddings = true},
+    FamilyRules{.model_type = "axk1",
+                .family = Family::kAxk1,
+                .router_bias = Presence::kOptional,
+                .first_dense_layers = 1,
+                .post_ffn_norm = true},
+};
+
+struct Refusal {
+  std::string_view model_type;
+  std::string_view text;
+};
+
+constexpr std::string_view kSparse =
+    "names a family with sparse attention: it would need the indexer, its cache, and decode over chosen "
+    "tokens";
+constexpr std::string_view kLinear =
+    "names a family with linear attention in most layers: it would need a recurrent state beside the cache";
+constexpr std::string_view kWrapper =
+    "names a model of several modalities: its language model must be exported on its own, with the "
+    "config.json "
+    "that is here under text_config";
+
+constexpr std::array kRefusals = {
+    Refusal{"deepseek_v32", kSparse},
+    Refusal{"deepseek_v4", kSparse},
+    Refusal{"glm_moe_dsa", kSparse},
+    Refusal{"hy_v4", kSparse},
+    Refusal{"kimi_linear", kLinear},
+    Refusal{"kimi_k3", kLinear},
+    Refusal{"kimi_k25", kWrapper},
+    Refusal{"mistral3", kWrapper},
+    Refusal{"deepseek_vl_v2", kWrapper},
+    Refusal{
+        "minicpm3",
+        "names a family with a latent of 256 and RoPE keys of 32: it would need pages and decode kernels of "
+        "that width"},
+    Refusal{
+        "longcat_flash_ngram",
+        "names a family with n-gram embeddings: it would need their tables and the hash of preceding tokens"},
+};
+
+}  // namespace
+
+const FamilyRules* find_family(std::string_view model_type) {
+  const auto* const it = std::find_if(kFamilies.begin(), kFamilies.end(), [&](const FamilyRules& rules) {
+    return rules.model_type == model_type;
+  });
+  return it == kFamilies.end() ? nullptr : it;
+}
+
+std::string family_names() {
+  std::string names;
+  for (const FamilyRules& rules : kFamilies) {
+    if (!names.empty()) names += ", ";
+    names += rules.model_type;
+  }
+  return names;
+}
+
+std::string_view refusal_of(std::string_view model_type) {
+  const auto* const it = std::find_if(kRefusals.begin(), kRefusals.end(), [&](const Refusal& refusal) {
+    return refusal.model_type == model_type;
+  });
+  return it == kRefusals.end() ? std::string_view{} : it->text;
+}
+
+}  // namespace snapmla
