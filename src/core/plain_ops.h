@@ -38,8 +38,9 @@ struct RouteParams {
 
 struct ExpertsParams {
   ConstTensorView x{};       ///< [tokens, hidden] bf16
-  ConstTensorView expert{};  ///< [tokens, top_k] int32
+  ConstTensorView expert{};  ///< [tokens, top_k] int32, in [0, experts + identities)
   ConstTensorView weight{};  ///< [tokens, top_k] f32
+  int identities = 0;        ///< experts behind the others that give x itself
   ConstTensorView gate{};    ///< [experts, inter, hidden] bf16
   ConstTensorView up{};      ///< [experts, inter, hidden] bf16
   ConstTensorView down{};    ///< [experts, hidden, inter] bf16

@@ -24,6 +24,7 @@ using nlohmann::json;
 constexpr std::int64_t kMaxFileBytes = 16 << 20;
 constexpr int kMaxHeadDim = 1024;
 constexpr int kMaxWidth = 1'000'000;
+constexpr int kMostExpertsInAll = 1'000'000;  // of all layers
 
 json parse_file(const std::string& path, std::ifstream& in) {
   in.seekg(0, std::ios::end);
@@ -50,6 +51,12 @@ json parse_file(const std::string& path, std::ifstream& in) {
   return parsed;
 }
 
+// LongCat-Flash's names. A layer of its file is two of ours.
+constexpr std::array<FieldAlias, 4> kLongcatAliases = {{{"intermediate_size", "ffn_hidden_size"},
+                                                        {"moe_intermediate_size", "expert_ffn_hidden_size"},
+                                                        {"num_experts_per_tok", "moe_topk"},
+                                                        {"num_hidden_layers", "num_layers"}}};
+
 double get_mscale(double factor, double mscale) {
   return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
 }
@@ -61,6 +68,27 @@ const FamilyRules& read_family(const JsonFields& fields) {
   const std::string_view why = refusal_of(type);
   if (!why.empty()) fields.unsupported("model_type", type, why);
   fields.unsupported("model_type", type, "must be one of ", family_names());
+}
+
+// What LongCat-Flash has beside the others: two attentions with a dense FFN each and one set of experts a
+// layer, experts that do nothing, and factors on the normed query and latent.
+void read_longcat(const JsonFields& fields, ModelConfig& config) {
+  const std::string attention = fields.text_or("attention_method", "MLA");
+  if (attention != "MLA") {
+    fields.unsupported("attention_method", attention, "must be MLA: only dense MLA is supported");
+  }
+  if (fields.boolean_or("router_bias", false)) fields.unsupported("router_bias", true, "must be false");
+  const std::string zero = fields.text_or("zero_expert_type", "identity");
+  if (zero != "identity") fields.unsupported("zero_expert_type", zero, "must be identity");
+  config.names = NameStyle::kLongcat;
+  config.num_zero_experts = fields.integer_or("zero_expert_num", 0, 0, kMostExpertsInAll);
+  config.shortcut_experts = true;
+  if (fields.boolean_or("mla_scale_q_lora", true) && config.q_lora > 0) {
+    config.query_scale = std::sqrt(static_cast<double>(config.hidden) / config.q_lora);
+  }
+  if (fields.boolean_or("mla_scale_kv_lora", true)) {
+    config.latent_scale = std::sqrt(static_cast<double>(config.hidden) / kLatentDim);
+  }
 }
 
 void refuse_unsupported(const JsonFields& fields) {
@@ -83,6 +111,7 @@ void refuse_unsupported(const JsonFields& fields) {
 
 void read_attention(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
   config.num_layers = fields.integer("num_hidden_layers", 1, 10'000);
+  if (rules.family == Family::kLongcatFlash) config.num_layers *= 2;
   config.hidden = fields.integer("hidden_size", 1, kMaxWidth);
   config.heads = fields.integer("num_attention_heads", 1, kMaxHeads);
   config.vocab = fields.integer("vocab_size", 1, 10'000'000);
@@ -181,7 +210,7 @@ void read_routing(const JsonFields& fields, const FamilyRules& rules, ModelConfi
   if (method != rules.topk_method) {
     fields.unsupported("topk_method", method, "must be ", rules.topk_method, " for ", rules.model_type);
   }
-  read_groups(fields, config);
+  if (!config.shortcut_experts) read_groups(fields, config);
 }
 
 // mlp_layer_types names each layer's kind; without it, experts are in every moe_layer_freq-th layer from
@@ -214,10 +243,15 @@ std::vector<bool> read_expert_layers(const JsonFields& fields, const FamilyRules
 }
 
 void read_experts(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
-  config.expert_layers = read_expert_layers(fields, rules, config.num_layers);
+  if (config.shortcut_experts) {
+    for (std::size_t layer = 0; layer < config.expert_layers.size(); layer += 2)
+      config.expert_layers[layer] = true;
+  } else {
+    config.expert_layers = read_expert_layers(fields, rules, config.num_layers);
+  }
   config.moe_intermediate = fields.integer("moe_intermediate_size", 1, kMaxWidth);
   config.num_shared_experts = fields.integer_or("n_shared_experts", 0, 0, 1024);
-  config.top_k = fields.integer("num_experts_per_tok", 1, config.num_experts);
+  config.top_k = fields.integer("num_experts_per_tok", 1, config.num_experts + config.num_zero_experts);
   config.routed_scaling = static_cast<float>(fields.number("routed_scaling_factor", 1e-6, 1e6));
   config.post_ffn_norm = rules.post_ffn_norm;
   read_routing(fields, rules, config);
@@ -227,7 +261,6 @@ void read_ffn(const JsonFields& fields, const FamilyRules& rules, ModelConfig& c
   config.expert_layers.assign(static_cast<std::size_t>(config.num_layers), false);
   if (rules.experts) {
     fields.require_key("n_routed_experts");
-    constexpr int kMostExpertsInAll = 1'000'000;
     config.num_experts = fields.integer_or("n_routed_experts", 0, 0, kMostExpertsInAll / config.num_layers);
     if (config.num_experts > 0) read_experts(fields, rules, config);
   }
@@ -261,14 +294,17 @@ ModelConfig load_config(const std::string& dir) {
   std::ifstream in(path, std::ios::binary);
   if (!in) fail(ErrorCode::kNotFound, "config", path, ": cannot be opened");
   const json parsed = parse_file(path, in);
-  const JsonFields fields(path, parsed);
+  const FamilyRules& rules = read_family(JsonFields(path, parsed));
+  const bool longcat = rules.family == Family::kLongcatFlash;
+  const JsonFields fields(path, parsed,
+                          longcat ? JsonFields::Aliases(kLongcatAliases) : JsonFields::Aliases{});
 
   ModelConfig config;
-  const FamilyRules& rules = read_family(fields);
   config.family = rules.family;
   config.model_type = rules.model_type;
   refuse_unsupported(fields);
   read_attention(fields, rules, config);
+  if (longcat) read_longcat(fields, config);
   read_rope(fields, rules, config);
   read_ffn(fields, rules, config);
   config.stop_tokens = read_stop_tokens(fields, config.vocab);

@@ -14,6 +14,9 @@
 
 namespace snapmla {
 
+/// How checkpoints name their tensors (tensor_list.h).
+enum class NameStyle : std::uint8_t { kHuggingFace, kLongcat };
+
 /// YaRN (arXiv 2309.00071) as DeepSeek uses it; absent if factor is 1.
 struct YarnConfig {
   double factor = 1;
@@ -31,7 +34,9 @@ struct YarnConfig {
 struct ModelConfig {
   Family family = Family::kDeepseekV3;
   std::string model_type;  ///< as in config.json
-  int num_layers = 0;
+  NameStyle names = NameStyle::kHuggingFace;
+  int num_layers =
+      0;  ///< attention layers, each with a cache of its own: LongCat-Flash has two in one of its layers
   int hidden = 0;
   int heads = 0;
   int vocab = 0;
@@ -41,7 +46,9 @@ struct ModelConfig {
   int v_dim = 0;
   double norm_eps = 1e-6;  ///< layer norms and final norm
   double latent_norm_eps =
-      1e-6;  ///< q_a and kv_a norms: the reference classes use 1e-6 whatever norm_eps says
+      1e-6;                 ///< q_a and kv_a norms: the reference classes use 1e-6 whatever norm_eps says
+  double query_scale = 1;   ///< on the normed low-rank query
+  double latent_scale = 1;  ///< on the normed latent, before it is cached
   bool tied_embeddings = false;
   bool attention_bias = false;
 
@@ -50,12 +57,16 @@ struct ModelConfig {
   YarnConfig yarn{};
   float softmax_scale = 0;  ///< (nope_dim + 64)^-0.5 times YaRN's mscale^2
 
-  int intermediate = 0;  ///< dense FFN width
-  int num_experts = 0;   ///< routed experts; 0: every layer is dense
+  int intermediate = 0;      ///< dense FFN width
+  int num_experts = 0;       ///< routed experts; 0: every layer is dense
+  int num_zero_experts = 0;  ///< routed to like the others, but what they give is their input
   int top_k = 0;
   int num_shared_experts = 0;
   int moe_intermediate = 0;
   std::vector<bool> expert_layers;  ///< [num_layers]
+  bool shortcut_experts =
+      false;  ///< experts stand beside a layer's dense FFN, not in its place, and what they
+              ///< give is added behind the next layer's FFN
   Scoring scoring = Scoring::kSigmoid;
   GroupScore group_score = GroupScore::kTopTwoSum;
   int num_groups = 1;

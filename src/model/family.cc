@@ -29,6 +29,16 @@ constexpr std::array kFamilies = {
                 .router_bias = Presence::kOptional,
                 .first_dense_layers = 1,
                 .post_ffn_norm = true},
+    FamilyRules{.model_type = "longcat_flash",
+                .family = Family::kLongcatFlash,
+                .scoring = Scoring::kSoftmax,
+                .scoring_func = "softmax",
+                .topk_method = "noaux_tc",
+                .normalize_weights = false,
+                .normalize_is_free = false,
+                .rope_interleave_is_free = false,
+                .norm_eps = 1e-5,
+                .rope_theta = 1e7},
 };
 
 struct Refusal {

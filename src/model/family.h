@@ -15,6 +15,7 @@ enum class Family : std::uint8_t {
   kGlm4MoeLite,
   kYoutu,
   kAxk1,
+  kLongcatFlash,
 };
 
 /// Whether checkpoints of a family hold a tensor.

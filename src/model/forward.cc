@@ -28,7 +28,7 @@ void Forward::prefill(const Step& step, const std::vector<CacheView>& cache, boo
     append(layer.attention, step, cache[i], stream);
     attend_unabsorbed(layer.attention, step, cache[i], stream);
     add_attention(layer.attention, step.rows, stream);
-    add_ffn(layer, step.rows, stream);
+    add_ffn(i, step.rows, stream);
   }
   if (!want_logits) return;
   auto* last = state_.x.as<Bf16>() + std::int64_t{step.rows - 1} * config_.hidden;
@@ -45,7 +45,7 @@ void Forward::decode(const Step& step, const std::vector<CacheView>& cache, Stre
     append(layer.attention, step, cache[i], stream);
     attend_absorbed(layer.attention, step, cache[i], plan_view, stream);
     add_attention(layer.attention, step.rows, stream);
-    add_ffn(layer, step.rows, stream);
+    add_ffn(i, step.rows, stream);
   }
   logits(first_rows(state_.x, step.rows), stream);
 }
@@ -167,8 +167,10 @@ void Forward::add_attention(const AttentionWeights& attention, int rows, Stream 
 }
 
 // x += FFN(norm(x)), where an expert layer's FFN is its routed experts plus its shared ones, normed in some
-// families.
-void Forward::add_ffn(const LayerWeights& layer, int rows, Stream stream) {
+// families. Experts on a shortcut see the same norm(x) as the dense FFN beside them, and join x one layer later:
+// expert_out keeps what they gave until then.
+void Forward::add_ffn(std::size_t index, int rows, Stream stream) {
+  const LayerWeights& layer = weights_.layers[index];
   const TensorView x = first_rows(state_.x, rows);
   const TensorView branch = first_rows(state_.branch, rows);
   ops_.rms_norm(x, layer.ffn_norm, static_cast<float>(config_.norm_eps), first_rows(state_.normed, rows),
@@ -178,6 +180,12 @@ void Forward::add_ffn(const LayerWeights& layer, int rows, Stream stream) {
   if (has_ffn) dense_ffn(layer.ffn, rows, stream);
   if (has_experts) expert_ffn(layer.moe, rows, stream);
   const TensorView routed = first_rows(has_experts ? state_.expert_out : state_.branch, rows);
+  if (config_.shortcut_experts) {
+    ops_.add(x, branch, x, stream);
+    const bool experts_join = index > 0 && weights_.layers[index - 1].moe.router.present();
+    if (experts_join) ops_.add(x, first_rows(state_.expert_out, rows), x, stream);
+    return;
+  }
   if (has_ffn && has_experts) ops_.add(routed, branch, branch, stream);
   const TensorView& sum = has_ffn ? branch : routed;
   if (layer.post_ffn_norm.present()) {
@@ -217,6 +225,7 @@ void Forward::expert_ffn(const MoeWeights& moe, int rows, Stream stream) {
   ops_.experts({.x = normed,
                 .expert = expert,
                 .weight = weight,
+                .identities = config_.num_zero_experts,
                 .gate = moe.gate,
                 .up = moe.up,
                 .down = moe.down,

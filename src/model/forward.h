@@ -42,7 +42,7 @@ class Forward {
   void attend_absorbed(const AttentionWeights& attention, const Step& step, const CacheView& cache,
                        const PlanView& plan, Stream stream);
   void add_attention(const AttentionWeights& attention, int rows, Stream stream);
-  void add_ffn(const LayerWeights& layer, int rows, Stream stream);
+  void add_ffn(std::size_t index, int rows, Stream stream);
   void dense_ffn(const FfnWeights& ffn, int rows, Stream stream);
   void expert_ffn(const MoeWeights& moe, int rows, Stream stream);
   void logits(const TensorView& x, Stream stream);

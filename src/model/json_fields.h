@@ -1,31 +1,43 @@
 // Typed, range-checked reading of the fields of one JSON object. Every failure names file, field, rule and
-// what came. A field that is null counts as missing.
+// what came. A field that is null counts as missing. Where a file has another name for a field, a list of
+// aliases says so, and errors name what the file has.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "core/check.h"
 
 namespace snapmla {
 
+/// Our name of a field, and the file's; a dot in the latter leads into an object.
+struct FieldAlias {
+  std::string_view name;
+  std::string_view path;
+};
+
 class JsonFields {
  public:
-  /// `object` must outlive this. `prefix` is the path of the object within the file ("rope_scaling.").
-  JsonFields(std::string file, const nlohmann::json& object, std::string prefix = {})
-      : file_(std::move(file)), prefix_(std::move(prefix)), object_(&object) {}
+  using Aliases = std::span<const FieldAlias>;
+
+  /// `object` and `aliases` must outlive this. `prefix` is the path of the object within the file
+  /// ("rope_scaling.").
+  JsonFields(std::string file, const nlohmann::json& object, Aliases aliases = {}, std::string prefix = {})
+      : file_(std::move(file)), prefix_(std::move(prefix)), object_(&object), aliases_(aliases) {}
 
   [[nodiscard]] const std::string& file() const { return file_; }
 
   /// The key is there, null or not.
-  [[nodiscard]] bool has_key(const char* name) const { return object_->contains(name); }
+  [[nodiscard]] bool has_key(const char* name) const { return find(name) != nullptr; }
   /// There is a value other than null.
   [[nodiscard]] bool has(const char* name) const {
-    const auto it = object_->find(name);
-    return it != object_->end() && !it->is_null();
+    const nlohmann::json* value = find(name);
+    return value != nullptr && !value->is_null();
   }
   /// The key must be there, though it may be null.
   void require_key(const char* name) const {
@@ -34,7 +46,7 @@ class JsonFields {
   }
   [[nodiscard]] const nlohmann::json& at(const char* name) const {
     if (!has(name)) fail(ErrorCode::kCorruptFile, "config", file_, ": field ", label(name), " is missing");
-    return object_->at(name);
+    return *find(name);
   }
 
   [[nodiscard]] int integer(const char* name, std::int64_t low, std::int64_t high) const {
@@ -85,10 +97,10 @@ class JsonFields {
     return has(name) ? text(name) : otherwise;
   }
 
-  [[nodiscard]] JsonFields object(const char* name) const {
+  [[nodiscard]] JsonFields object(const char* name, Aliases aliases = {}) const {
     const nlohmann::json& value = at(name);
     if (!value.is_object()) refuse(name, value, "must be an object");
-    return {file_, value, prefix_ + name + '.'};
+    return {file_, value, aliases, prefix_ + std::string(path_of(name)) + '.'};
   }
 
   /// Throws kCorruptFile: the field breaks a rule.
@@ -106,7 +118,31 @@ class JsonFields {
   }
 
  private:
-  [[nodiscard]] std::string label(const char* name) const { return '"' + prefix_ + name + '"'; }
+  [[nodiscard]] std::string_view path_of(std::string_view name) const {
+    for (const FieldAlias& alias : aliases_) {
+      if (alias.name == name) return alias.path;
+    }
+    return name;
+  }
+
+  /// nullptr where there is none.
+  [[nodiscard]] const nlohmann::json* find(const char* name) const {
+    const nlohmann::json* value = object_;
+    std::string_view path = path_of(name);
+    while (value->is_object()) {
+      const std::size_t dot = path.find('.');
+      const auto it = value->find(std::string(path.substr(0, dot)));
+      if (it == value->end()) return nullptr;
+      if (dot == std::string_view::npos) return &*it;
+      value = &*it;
+      path.remove_prefix(dot + 1);
+    }
+    return nullptr;
+  }
+
+  [[nodiscard]] std::string label(const char* name) const {
+    return '"' + prefix_ + std::string(path_of(name)) + '"';
+  }
 
   static std::string shown(const nlohmann::json& value) {
     constexpr std::size_t kMost = 60;
@@ -118,6 +154,7 @@ class JsonFields {
   std::string file_;
   std::string prefix_;
   const nlohmann::json* object_;
+  Aliases aliases_;
 };
 
 }  // namespace snapmla

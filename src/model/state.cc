@@ -78,7 +78,7 @@ ModelState::ModelState(Backend& backend, const ModelConfig& config, const ModelL
     up = make(DType::kBF16, {rows * widest});
   }
   if (config.num_experts > 0) {
-    router_logits = make(DType::kF32, {rows, config.num_experts});
+    router_logits = make(DType::kF32, {rows, config.num_experts + config.num_zero_experts});
     expert = make(DType::kI32, {rows, config.top_k});
     expert_weight = make(DType::kF32, {rows, config.top_k});
     expert_out = make(DType::kBF16, {rows, config.hidden});

@@ -51,7 +51,7 @@ class ModelState {
   TensorView branch{};         ///< [hidden] what a branch adds to x
   TensorView gate{};           ///< [widest FFN]
   TensorView up{};             ///< [widest FFN]
-  TensorView router_logits{};  ///< [experts] f32
+  TensorView router_logits{};  ///< [experts + zero experts] f32
   TensorView expert{};         ///< [top_k] int32
   TensorView expert_weight{};  ///< [top_k] f32
   TensorView expert_out{};     ///< [hidden]

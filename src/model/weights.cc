@@ -5,14 +5,12 @@
 #include <string>
 #include <utility>
 
+#include "core/bf16.h"
 #include "core/check.h"
+#include "model/tensor_list.h"
 
 namespace snapmla {
 namespace {
-
-std::string layer_prefix(int layer) {
-  return "model.layers." + std::to_string(layer) + '.';
-}
 
 std::int64_t element_count(const std::vector<std::int64_t>& shape) {
   std::int64_t count = 1;
@@ -20,58 +18,11 @@ std::int64_t element_count(const std::vector<std::int64_t>& shape) {
   return count;
 }
 
-using TensorList = std::vector<TensorSpec>;
-
-void add_ffn(TensorList& list, const std::string& prefix, std::int64_t hidden, std::int64_t inter) {
-  list.push_back({prefix + "gate_proj.weight", {inter, hidden}});
-  list.push_back({prefix + "up_proj.weight", {inter, hidden}});
-  list.push_back({prefix + "down_proj.weight", {hidden, inter}});
-}
-
-void add_attention(TensorList& list, const std::string& prefix, const ModelConfig& config) {
-  const auto add = [&](const char* name, std::vector<std::int64_t> shape) {
-    list.push_back({prefix + name, std::move(shape)});
-  };
-  const std::int64_t hidden = config.hidden;
-  const std::int64_t q_width = std::int64_t{config.heads} * (config.nope_dim + kRopeDim);
-  const std::int64_t kv_width = std::int64_t{config.heads} * (config.nope_dim + config.v_dim);
-  if (config.q_lora > 0) {
-    add("q_a_proj.weight", {config.q_lora, hidden});
-    if (config.attention_bias) add("q_a_proj.bias", {config.q_lora});
-    add("q_a_layernorm.weight", {config.q_lora});
-    add("q_b_proj.weight", {q_width, config.q_lora});
-  } else {
-    add("q_proj.weight", {q_width, hidden});
-  }
-  add("kv_a_proj_with_mqa.weight", {kTokenDim, hidden});
-  if (config.attention_bias) add("kv_a_proj_with_mqa.bias", {kTokenDim});
-  add("kv_a_layernorm.weight", {kLatentDim});
-  add("kv_b_proj.weight", {kv_width, kLatentDim});
-  add("o_proj.weight", {hidden, std::int64_t{config.heads} * config.v_dim});
-  if (config.attention_bias) add("o_proj.bias", {hidden});
-}
-
-void add_moe(TensorList& list, const std::string& prefix, const ModelConfig& config) {
-  list.push_back({prefix + "gate.weight", {config.num_experts, config.hidden}});
-  if (config.router_bias != Presence::kNever) {
-    list.push_back({.name = prefix + "gate.e_score_correction_bias",
-                    .shape = {config.num_experts},
-                    .optional = config.router_bias == Presence::kOptional});
-  }
-  for (int expert = 0; expert < config.num_experts; ++expert) {
-    add_ffn(list, prefix + "experts." + std::to_string(expert) + '.', config.hidden, config.moe_intermediate);
-  }
-  if (config.num_shared_experts > 0) {
-    add_ffn(list, prefix + "shared_experts.", config.hidden,
-            std::int64_t{config.num_shared_experts} * config.moe_intermediate);
-  }
-}
-
 /// Reads tensors by name, with the shapes of list_tensors, and puts them on the backend.
 class Loader {
  public:
   Loader(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config)
-      : backend_(backend), checkpoint_(checkpoint) {
+      : backend_(backend), checkpoint_(checkpoint), names_(tensor_names(config.names)) {
     // Before the first read: a checkpoint of many gigabytes must not fail in its last tensor.
     for (const TensorSpec& tensor : list_tensors(config)) {
       if (tensor.optional && !checkpoint_.contains(tensor.name)) continue;
@@ -94,6 +45,13 @@ class Loader {
     return upload(checkpoint_.read_bf16(name, shape), DType::kBF16, shape);
   }
 
+  /// A norm's weight times `scale`, rounded to bf16 again.
+  ConstTensorView norm(const std::string& name, double scale = 1) {
+    std::vector<Bf16> values = checkpoint_.read_bf16(name + ".weight", shapes_.at(name + ".weight"));
+    for (Bf16& value : values) value = to_bf16(to_float(value) * static_cast<float>(scale));
+    return upload(values, DType::kBF16, shapes_.at(name + ".weight"));
+  }
+
   ConstTensorView f32(const std::string& name) {
     const std::vector<std::int64_t>& shape = shapes_.at(name);
     return upload(checkpoint_.read_f32(name, shape), DType::kF32, shape);
@@ -107,9 +65,9 @@ class Loader {
   }
 
   FfnWeights ffn(const std::string& prefix) {
-    return {.gate = linear(prefix + "gate_proj"),
-            .up = linear(prefix + "up_proj"),
-            .down = linear(prefix + "down_proj")};
+    return {.gate = linear(prefix + names_.gate),
+            .up = linear(prefix + names_.up),
+            .down = linear(prefix + names_.down)};
   }
 
   /// <prefix><expert>.<name>.weight of all experts, stacked [experts, out, in].
@@ -141,6 +99,7 @@ class Loader {
     attention.w_uv = upload(w_uv, DType::kBF16, {config.heads, config.v_dim, kLatentDim});
   }
 
+  [[nodiscard]] const TensorNames& names() const { return names_; }
   [[nodiscard]] ModelWeights& weights() { return weights_; }
 
  private:
@@ -172,81 +131,69 @@ class Loader {
 
   Backend& backend_;
   const Checkpoint& checkpoint_;
+  const TensorNames& names_;
   std::map<std::string, std::vector<std::int64_t>> shapes_;
   ModelWeights weights_;
 };
 
 AttentionWeights load_attention(Loader& loader, const std::string& prefix, const ModelConfig& config) {
+  const TensorNames& names = loader.names();
   AttentionWeights attention;
   if (config.q_lora > 0) {
-    attention.q_a = loader.linear(prefix + "q_a_proj");
-    attention.q_a_norm = loader.bf16(prefix + "q_a_layernorm.weight");
-    attention.q_b = loader.linear(prefix + "q_b_proj");
+    attention.q_a = loader.linear(prefix + names.q_a);
+    attention.q_a_norm = loader.norm(prefix + names.q_a_norm, config.query_scale);
+    attention.q_b = loader.linear(prefix + names.q_b);
   } else {
-    attention.q_b = loader.linear(prefix + "q_proj");
+    attention.q_b = loader.linear(prefix + names.q);
   }
-  attention.kv_a = loader.linear(prefix + "kv_a_proj_with_mqa");
-  attention.kv_a_norm = loader.bf16(prefix + "kv_a_layernorm.weight");
-  loader.split_kv_b(prefix + "kv_b_proj.weight", config, attention);
-  attention.o = loader.linear(prefix + "o_proj");
+  attention.kv_a = loader.linear(prefix + names.kv_a);
+  attention.kv_a_norm = loader.norm(prefix + names.kv_a_norm, config.latent_scale);
+  loader.split_kv_b(prefix + names.kv_b + ".weight", config, attention);
+  attention.o = loader.linear(prefix + names.o);
   return attention;
 }
 
+MoeWeights load_moe(Loader& loader, const std::string& prefix, const ModelConfig& config) {
+  const TensorNames& names = loader.names();
+  MoeWeights moe;
+  moe.router = loader.f32(prefix + names.router + ".weight");
+  const std::string bias = prefix + names.router_bias;
+  if (loader.has(bias)) moe.router_bias = loader.f32(bias);
+  moe.gate = loader.experts(prefix + "experts.", names.gate, config.num_experts);
+  moe.up = loader.experts(prefix + "experts.", names.up, config.num_experts);
+  moe.down = loader.experts(prefix + "experts.", names.down, config.num_experts);
+  return moe;
+}
+
 LayerWeights load_layer(Loader& loader, int index, const ModelConfig& config) {
-  const std::string prefix = layer_prefix(index);
-  const std::string mlp = prefix + "mlp.";
+  const LayerNames at = layer_names(config.names, index);
   LayerWeights layer;
-  layer.attention_norm = loader.bf16(prefix + "input_layernorm.weight");
-  layer.attention = load_attention(loader, prefix + "self_attn.", config);
-  layer.ffn_norm = loader.bf16(prefix + "post_attention_layernorm.weight");
-  if (!config.is_moe_layer(index)) {
-    layer.ffn = loader.ffn(mlp);
-    return layer;
+  layer.attention_norm = loader.norm(at.attention_norm);
+  layer.attention = load_attention(loader, at.attention, config);
+  layer.ffn_norm = loader.norm(at.ffn_norm);
+  const bool has_experts = config.is_moe_layer(index);
+  if (has_experts) layer.moe = load_moe(loader, at.moe, config);
+  if (has_experts && config.post_ffn_norm) layer.post_ffn_norm = loader.norm(at.post_ffn_norm);
+  if (!has_experts || config.shortcut_experts) {
+    layer.ffn = loader.ffn(at.ffn);
+  } else if (config.num_shared_experts > 0) {
+    layer.ffn = loader.ffn(at.moe + "shared_experts.");
   }
-  layer.moe.router = loader.f32(mlp + "gate.weight");
-  const std::string bias = mlp + "gate.e_score_correction_bias";
-  if (loader.has(bias)) layer.moe.router_bias = loader.f32(bias);
-  layer.moe.gate = loader.experts(mlp + "experts.", "gate_proj", config.num_experts);
-  layer.moe.up = loader.experts(mlp + "experts.", "up_proj", config.num_experts);
-  layer.moe.down = loader.experts(mlp + "experts.", "down_proj", config.num_experts);
-  if (config.num_shared_experts > 0) layer.ffn = loader.ffn(mlp + "shared_experts.");
-  const std::string post_norm = prefix + "post_mlp_layernorm.weight";
-  if (loader.has(post_norm)) layer.post_ffn_norm = loader.bf16(post_norm);
   return layer;
 }
 
 }  // namespace
 
-std::vector<TensorSpec> list_tensors(const ModelConfig& config) {
-  TensorList list;
-  list.push_back({"model.embed_tokens.weight", {config.vocab, config.hidden}});
-  for (int layer = 0; layer < config.num_layers; ++layer) {
-    const std::string prefix = layer_prefix(layer);
-    list.push_back({prefix + "input_layernorm.weight", {config.hidden}});
-    add_attention(list, prefix + "self_attn.", config);
-    list.push_back({prefix + "post_attention_layernorm.weight", {config.hidden}});
-    if (config.is_moe_layer(layer)) {
-      add_moe(list, prefix + "mlp.", config);
-      if (config.post_ffn_norm) list.push_back({prefix + "post_mlp_layernorm.weight", {config.hidden}});
-    } else {
-      add_ffn(list, prefix + "mlp.", config.hidden, config.intermediate);
-    }
-  }
-  list.push_back({"model.norm.weight", {config.hidden}});
-  if (!config.tied_embeddings) list.push_back({"lm_head.weight", {config.vocab, config.hidden}});
-  return list;
-}
-
 ModelWeights load_weights(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config) {
   Loader loader(backend, checkpoint, config);
   ModelWeights& weights = loader.weights();
-  weights.embedding = loader.bf16("model.embed_tokens.weight");
+  weights.embedding = loader.bf16(std::string(loader.names().embedding) + ".weight");
   for (int layer = 0; layer < config.num_layers; ++layer) {
     weights.layers.push_back(load_layer(loader, layer, config));
   }
-  weights.norm = loader.bf16("model.norm.weight");
+  weights.norm = loader.norm(loader.names().norm);
   weights.lm_head = config.tied_embeddings ? LinearWeight{.weight = weights.embedding, .bias = {}}
-                                           : loader.linear("lm_head");
+                                           : loader.linear(loader.names().lm_head);
   return std::move(weights);
 }
 

@@ -1,7 +1,8 @@
 // Weights: the tensors of a Hugging Face checkpoint, by name, on a backend.
 //
 // kv_b_proj is split once into W_UK [heads, nope, 512] and W_UV [heads, v, 512], row blocks of each head, and
-// never multiplied into another projection. The experts of a layer are stacked. Tensors of layers beyond
+// never multiplied into another projection. The experts of a layer are stacked. Factors that a family puts on
+// its normed query and latent (LongCat-Flash) are multiplied into the weights of these norms. Tensors of layers beyond
 // num_hidden_layers (multi-token prediction) and tensors with names of their own are left alone.
 #pragma once
 
@@ -39,8 +40,8 @@ struct FfnWeights {
 };
 
 struct MoeWeights {
-  ConstTensorView router{};       ///< [experts, hidden] f32
-  ConstTensorView router_bias{};  ///< [experts] f32, or absent
+  ConstTensorView router{};       ///< [experts + zero experts, hidden] f32
+  ConstTensorView router_bias{};  ///< [experts + zero experts] f32, or absent
   ConstTensorView gate{};         ///< [experts, inter, hidden] bf16
   ConstTensorView up{};           ///< [experts, inter, hidden] bf16
   ConstTensorView down{};         ///< [experts, hidden, inter] bf16
@@ -50,7 +51,8 @@ struct LayerWeights {
   ConstTensorView attention_norm{};  ///< [hidden]
   AttentionWeights attention{};
   ConstTensorView ffn_norm{};       ///< [hidden]
-  FfnWeights ffn{};                 ///< dense layers: all; expert layers: the shared experts, or absent
+  FfnWeights ffn{};                 ///< dense layers: all; expert layers: the shared experts, or absent; with
+                                    ///< shortcut_experts: beside the experts
   MoeWeights moe{};                 ///< expert layers only
   ConstTensorView post_ffn_norm{};  ///< [hidden], of what an expert layer's FFN gives; or absent
 };
@@ -64,15 +66,6 @@ struct ModelWeights {
   std::int64_t num_parameters = 0;  ///< elements of the tensors read
   std::int64_t bytes = 0;           ///< on the device
 };
-
-struct TensorSpec {
-  std::string name;
-  std::vector<std::int64_t> shape;
-  bool optional = false;
-};
-
-/// Every tensor that a checkpoint of this config must or, where optional, may hold. Host only.
-std::vector<TensorSpec> list_tensors(const ModelConfig& config);
 
 /// Checks that all tensors are there with the right shapes before the first is read, then reads them. Throws
 /// as Checkpoint does, naming file and tensor, and Error(kOutOfMemory).

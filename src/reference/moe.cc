@@ -100,7 +100,7 @@ void route_token(const RouteParams& params, const float* logits, std::int32_t* e
 }
 
 // A token's k-th choice is pair token * top_k + k. The pairs of expert e are order[first[e]] .. order[first[e
-// + 1]].
+// + 1]]; those of identity experts are in none of these lists.
 struct Workspace {
   std::int32_t* first;  ///< [experts + 1]
   std::int32_t* order;  ///< [pairs]
@@ -127,24 +127,44 @@ Workspace carve_workspace(std::byte* base, std::int64_t pairs, std::int64_t hidd
   return space;
 }
 
+std::int32_t expert_of(const ExpertsParams& params, std::int64_t pair) {
+  const std::int64_t top_k = params.expert.dim(1);
+  return params.expert.as<std::int32_t>()[pair / top_k * params.expert.stride(0) + pair % top_k];
+}
+
 void group_by_expert(const ExpertsParams& params, const Workspace& space) {
   const auto experts = static_cast<std::int32_t>(params.gate.dim(0));
-  const std::int64_t tokens = params.x.dim(0);
-  const std::int64_t top_k = params.expert.dim(1);
+  const std::int64_t pairs = params.expert.dim(0) * params.expert.dim(1);
   std::fill_n(space.first, experts + 1, 0);
-  for (std::int64_t pair = 0; pair < tokens * top_k; ++pair) {
-    const std::int32_t e =
-        params.expert.as<std::int32_t>()[pair / top_k * params.expert.stride(0) + pair % top_k];
-    SNAPMLA_ASSERT(e >= 0 && e < experts);
-    ++space.first[e + 1];
+  for (std::int64_t pair = 0; pair < pairs; ++pair) {
+    const std::int32_t e = expert_of(params, pair);
+    SNAPMLA_ASSERT(e >= 0 && e < experts + params.identities);
+    if (e < experts) ++space.first[e + 1];
   }
   for (std::int32_t e = 0; e < experts; ++e) space.first[e + 1] += space.first[e];
   std::vector<std::int32_t> next(space.first, space.first + experts);
-  for (std::int64_t pair = 0; pair < tokens * top_k; ++pair) {
-    const std::int32_t e =
-        params.expert.as<std::int32_t>()[pair / top_k * params.expert.stride(0) + pair % top_k];
-    space.order[next[static_cast<std::size_t>(e)]++] = static_cast<std::int32_t>(pair);
+  for (std::int64_t pair = 0; pair < pairs; ++pair) {
+    const std::int32_t e = expert_of(params, pair);
+    if (e < experts) space.order[next[static_cast<std::size_t>(e)]++] = static_cast<std::int32_t>(pair);
   }
+}
+
+// out = sum over the token's choices of weight * down, or weight * x for identity experts.
+void sum_choices(const ExpertsParams& params, const Workspace& space, std::int64_t token) {
+  const std::int64_t top_k = params.expert.dim(1);
+  const std::int64_t hidden = params.x.dim(1);
+  const float* weight = params.weight.as<float>() + token * params.weight.stride(0);
+  const float* down = space.down + token * top_k * hidden;
+  const Bf16* x = params.x.as<Bf16>() + token * params.x.stride(0);
+  Bf16* out = params.out.as<Bf16>() + token * params.out.stride(0);
+  std::vector<float> sum(static_cast<std::size_t>(hidden));
+  for (std::int64_t k = 0; k < top_k; ++k) {
+    const bool identity = expert_of(params, token * top_k + k) >= params.gate.dim(0);
+    for (std::int64_t d = 0; d < hidden; ++d) {
+      sum[static_cast<std::size_t>(d)] += weight[k] * (identity ? to_float(x[d]) : down[k * hidden + d]);
+    }
+  }
+  for (std::int64_t d = 0; d < hidden; ++d) out[d] = to_bf16(sum[static_cast<std::size_t>(d)]);
 }
 
 using BlockResult = std::array<float, static_cast<std::size_t>(kRowBlock) * kOutBlock>;
@@ -282,16 +302,8 @@ void experts(const ExpertsParams& params) {
     }
   });
 
-  parallel_for(params.x.dim(0), grain_of(top_k * hidden), [&](std::int64_t token) {
-    const float* weight = params.weight.as<float>() + token * params.weight.stride(0);
-    const float* down = space.down + token * top_k * hidden;
-    Bf16* out = params.out.as<Bf16>() + token * params.out.stride(0);
-    for (std::int64_t d = 0; d < hidden; ++d) {
-      float sum = 0;
-      for (std::int64_t k = 0; k < top_k; ++k) sum += weight[k] * down[k * hidden + d];
-      out[d] = to_bf16(sum);
-    }
-  });
+  parallel_for(params.x.dim(0), grain_of(top_k * hidden),
+               [&](std::int64_t token) { sum_choices(params, space, token); });
 }
 
 }  // namespace snapmla::reference_ops

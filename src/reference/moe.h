@@ -7,7 +7,8 @@
 //
 // experts: tokens are grouped by expert, each weight is read once a call. h = silu(gate x) * up x is rounded
 // to bf16, as the input of a bf16 matrix product is; down(h) stays fp32, is multiplied by the token's weight
-// and summed in the order of the token's choice, and rounded to bf16 once.
+// and summed in the order of the token's choice, and rounded to bf16 once. An identity expert gives x, without
+// any product.
 #pragma once
 
 #include <cmath>

@@ -152,7 +152,7 @@ TEST_P(Goldens, Fp8CacheIsNear) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Goldens,
                          ::testing::Values("v2_greedy", "v2_groups", "v3_yarn", "v3_plain", "v3_halves",
-                                           "kimi_k2", "glm4_moe_lite", "youtu", "axk1"),
+                                           "kimi_k2", "glm4_moe_lite", "youtu", "axk1", "longcat_flash"),
                          [](const auto& test) { return std::string(test.param); });
 
 void zero(Tensors& tensors, const std::string& suffix) {
@@ -161,76 +161,116 @@ void zero(Tensors& tensors, const std::string& suffix) {
   }
 }
 
+// What a mistaken reader of the config or the checkpoint would do.
+void no_mscale(ModelConfig& config, Tensors& /*tensors*/) {
+  config.softmax_scale = 1 / std::sqrt(static_cast<float>(config.nope_dim + kRopeDim));
+}
+void scale_of_the_latent(ModelConfig& config, Tensors& /*tensors*/) {
+  config.softmax_scale = 1 / std::sqrt(static_cast<float>(kTokenDim));
+}
+void halves(ModelConfig& config, Tensors& /*tensors*/) {
+  config.rope_interleaved = false;
+}
+void pairs(ModelConfig& config, Tensors& /*tensors*/) {
+  config.rope_interleaved = true;
+}
+void usual_theta(ModelConfig& config, Tensors& /*tensors*/) {
+  config.rope_theta = 10000;
+}
+void no_yarn(ModelConfig& config, Tensors& /*tensors*/) {
+  config.yarn = {};
+}
+void deepseeks_betas(ModelConfig& config, Tensors& /*tensors*/) {
+  config.yarn.beta_fast = 32;
+}
+void usual_eps(ModelConfig& config, Tensors& /*tensors*/) {
+  config.norm_eps = 1e-6;
+}
+void files_eps_in_latent_norms(ModelConfig& config, Tensors& /*tensors*/) {
+  config.latent_norm_eps = config.norm_eps;
+}
+void no_router_bias(ModelConfig& /*config*/, Tensors& tensors) {
+  zero(tensors, "e_score_correction_bias");
+}
+void no_attention_bias(ModelConfig& /*config*/, Tensors& tensors) {
+  zero(tensors, ".bias");
+}
+void all_groups(ModelConfig& config, Tensors& /*tensors*/) {
+  config.top_groups = config.num_groups;
+}
+void other_group_score(ModelConfig& config, Tensors& /*tensors*/) {
+  config.group_score = config.group_score == GroupScore::kMax ? GroupScore::kTopTwoSum : GroupScore::kMax;
+}
+void other_scoring(ModelConfig& config, Tensors& /*tensors*/) {
+  config.scoring = config.scoring == Scoring::kSigmoid ? Scoring::kSoftmax : Scoring::kSigmoid;
+}
+void no_routed_scaling(ModelConfig& config, Tensors& /*tensors*/) {
+  config.routed_scaling = 1;
+}
+void no_normalization(ModelConfig& config, Tensors& /*tensors*/) {
+  config.normalize_weights = false;
+}
+void no_post_norm(ModelConfig& config, Tensors& /*tensors*/) {
+  config.post_ffn_norm = false;
+}
+void no_query_scale(ModelConfig& config, Tensors& /*tensors*/) {
+  config.query_scale = 1;
+}
+void no_latent_scale(ModelConfig& config, Tensors& /*tensors*/) {
+  config.latent_scale = 1;
+}
+
 struct Mistake {
   const char* name;
   const char* golden;
-  Edit edit;
+  void (*edit)(ModelConfig& config, Tensors& tensors);
 };
 
-std::vector<Mistake> mistakes() {
-  const Edit no_mscale = [](ModelConfig& config, Tensors&) {
-    config.softmax_scale = 1 / std::sqrt(static_cast<float>(config.nope_dim + kRopeDim));
+const std::vector<Mistake>& mistakes() {
+  static const std::vector<Mistake> list = {
+      {"NoMscaleV2", "v2_greedy", no_mscale},
+      {"RopeInHalvesV2", "v2_greedy", halves},
+      {"NoYarnV2", "v2_groups", no_yarn},
+      {"NoAttentionBiasV2", "v2_groups", no_attention_bias},
+      {"AllGroupsV2", "v2_groups", all_groups},
+      {"OtherGroupScoreV2", "v2_groups", other_group_score},
+      {"NoRoutedScalingV2", "v2_groups", no_routed_scaling},
+      {"NoMscaleV3", "v3_yarn", no_mscale},
+      {"NoYarnV3", "v3_yarn", no_yarn},
+      {"NoRouterBias", "v3_yarn", no_router_bias},
+      {"AllGroupsV3", "v3_yarn", all_groups},
+      {"OtherGroupScoreV3", "v3_yarn", other_group_score},
+      {"OtherScoringV3", "v3_yarn", other_scoring},
+      {"NoRoutedScalingV3", "v3_yarn", no_routed_scaling},
+      {"RopeInHalvesV3", "v3_plain", halves},
+      {"NoAttentionBiasV3", "v3_plain", no_attention_bias},
+      {"RopeInPairsV3", "v3_halves", pairs},
+      {"UsualThetaV3", "v3_halves", usual_theta},
+      {"NoNormalizationV3", "v3_halves", no_normalization},
+      {"NoMscaleKimi", "kimi_k2", no_mscale},
+      {"DeepseeksBetasKimi", "kimi_k2", deepseeks_betas},
+      {"UsualThetaKimi", "kimi_k2", usual_theta},
+      {"ScaleOfTheLatentGlm", "glm4_moe_lite", scale_of_the_latent},
+      {"RopeInHalvesGlm", "glm4_moe_lite", halves},
+      {"UsualThetaGlm", "glm4_moe_lite", usual_theta},
+      {"NoRouterBiasGlm", "glm4_moe_lite", no_router_bias},
+      {"NoNormalizationGlm", "glm4_moe_lite", no_normalization},
+      {"RopeInHalvesYoutu", "youtu", halves},
+      {"UsualThetaYoutu", "youtu", usual_theta},
+      {"UsualEpsYoutu", "youtu", usual_eps},
+      {"FilesEpsInLatentNormsYoutu", "youtu", files_eps_in_latent_norms},
+      {"RopeInHalvesAxk1", "axk1", halves},
+      {"NoPostNormAxk1", "axk1", no_post_norm},
+      {"AllGroupsAxk1", "axk1", all_groups},
+      {"RopeInHalvesLongcat", "longcat_flash", halves},
+      {"UsualThetaLongcat", "longcat_flash", usual_theta},
+      {"NoQueryScaleLongcat", "longcat_flash", no_query_scale},
+      {"NoLatentScaleLongcat", "longcat_flash", no_latent_scale},
+      {"NoRouterBiasLongcat", "longcat_flash", no_router_bias},
+      {"OtherScoringLongcat", "longcat_flash", other_scoring},
+      {"NoRoutedScalingLongcat", "longcat_flash", no_routed_scaling},
   };
-  const Edit halves = [](ModelConfig& config, Tensors&) { config.rope_interleaved = false; };
-  const Edit no_yarn = [](ModelConfig& config, Tensors&) { config.yarn = {}; };
-  const Edit no_router_bias = [](ModelConfig&, Tensors& tensors) {
-    zero(tensors, "e_score_correction_bias");
-  };
-  const Edit no_attention_bias = [](ModelConfig&, Tensors& tensors) { zero(tensors, ".bias"); };
-  const Edit all_groups = [](ModelConfig& config, Tensors&) { config.top_groups = config.num_groups; };
-  const Edit other_group_score = [](ModelConfig& config, Tensors&) {
-    config.group_score = config.group_score == GroupScore::kMax ? GroupScore::kTopTwoSum : GroupScore::kMax;
-  };
-  const Edit no_routed_scaling = [](ModelConfig& config, Tensors&) { config.routed_scaling = 1; };
-  const Edit other_scoring = [](ModelConfig& config, Tensors&) {
-    config.scoring = config.scoring == Scoring::kSigmoid ? Scoring::kSoftmax : Scoring::kSigmoid;
-  };
-  const Edit pairs = [](ModelConfig& config, Tensors&) { config.rope_interleaved = true; };
-  const Edit deepseeks_betas = [](ModelConfig& config, Tensors&) { config.yarn.beta_fast = 32; };
-  const Edit usual_theta = [](ModelConfig& config, Tensors&) { config.rope_theta = 10000; };
-  const Edit usual_scale = [](ModelConfig& config, Tensors&) {
-    config.softmax_scale = 1 / std::sqrt(192.0F);
-  };
-  const Edit usual_eps = [](ModelConfig& config, Tensors&) { config.norm_eps = 1e-6; };
-  const Edit files_eps_in_latent_norms = [](ModelConfig& config, Tensors&) {
-    config.latent_norm_eps = config.norm_eps;
-  };
-  const Edit no_post_norm = [](ModelConfig& config, Tensors&) { config.post_ffn_norm = false; };
-  const Edit no_normalization = [](ModelConfig& config, Tensors&) { config.normalize_weights = false; };
-  return {{"NoMscaleV3", "v3_yarn", no_mscale},
-          {"NoMscaleV2", "v2_greedy", no_mscale},
-          {"NoYarnV3", "v3_yarn", no_yarn},
-          {"NoYarnV2", "v2_groups", no_yarn},
-          {"RopeInHalvesV3", "v3_plain", halves},
-          {"RopeInHalvesV2", "v2_greedy", halves},
-          {"NoRouterBias", "v3_yarn", no_router_bias},
-          {"NoAttentionBiasV3", "v3_plain", no_attention_bias},
-          {"NoAttentionBiasV2", "v2_groups", no_attention_bias},
-          {"AllGroupsV3", "v3_yarn", all_groups},
-          {"AllGroupsV2", "v2_groups", all_groups},
-          {"OtherGroupScoreV3", "v3_yarn", other_group_score},
-          {"OtherGroupScoreV2", "v2_groups", other_group_score},
-          {"OtherScoringV3", "v3_yarn", other_scoring},
-          {"NoRoutedScalingV3", "v3_yarn", no_routed_scaling},
-          {"NoRoutedScalingV2", "v2_groups", no_routed_scaling},
-          {"RopeInPairsV3", "v3_halves", pairs},
-          {"UsualThetaV3", "v3_halves", usual_theta},
-          {"NoNormalizationV3", "v3_halves", no_normalization},
-          {"NoMscaleKimi", "kimi_k2", no_mscale},
-          {"DeepseeksBetasKimi", "kimi_k2", deepseeks_betas},
-          {"UsualThetaKimi", "kimi_k2", usual_theta},
-          {"RopeInHalvesGlm", "glm4_moe_lite", halves},
-          {"UsualThetaGlm", "glm4_moe_lite", usual_theta},
-          {"UsualScaleGlm", "glm4_moe_lite", usual_scale},
-          {"NoRouterBiasGlm", "glm4_moe_lite", no_router_bias},
-          {"NoRoutedScalingGlm", "glm4_moe_lite", no_routed_scaling},
-          {"RopeInHalvesYoutu", "youtu", halves},
-          {"UsualThetaYoutu", "youtu", usual_theta},
-          {"UsualEpsYoutu", "youtu", usual_eps},
-          {"FilesEpsInLatentNormsYoutu", "youtu", files_eps_in_latent_norms},
-          {"NoPostNormAxk1", "axk1", no_post_norm},
-          {"AllGroupsAxk1", "axk1", all_groups},
-          {"RopeInHalvesAxk1", "axk1", halves}};
+  return list;
 }
 
 class GoldenMistakes : public ::testing::TestWithParam<Mistake> {};

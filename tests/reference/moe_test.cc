@@ -210,6 +210,7 @@ class ExpertsTest : public ::testing::Test {
         {.x = ConstTensorView(x_.data() + first * kStride, DType::kBF16, {tokens, kHidden}, {kStride, 1}),
          .expert = ConstTensorView(expert_.data() + at, DType::kI32, {tokens, kTopK}),
          .weight = ConstTensorView(weight_.data() + at, DType::kF32, {tokens, kTopK}),
+         .identities = identities_,
          .gate = ConstTensorView(gate_.data(), DType::kBF16, {kExperts, kInter, kHidden}),
          .up = ConstTensorView(up_.data(), DType::kBF16, {kExperts, kInter, kHidden}),
          .down = ConstTensorView(down_.data(), DType::kBF16, {kExperts, kHidden, kInter}),
@@ -226,6 +227,7 @@ class ExpertsTest : public ::testing::Test {
   std::vector<Bf16> down_ = random_bf16(kExperts * kHidden * kInter, 4, 0.2F);
   std::vector<float> weight_ = random_floats(kTokens * kTopK, 6, 0.3F, 1);
   std::vector<std::int32_t> expert_;
+  int identities_ = 0;
 };
 
 TEST_F(ExpertsTest, MatchesFp64) {
@@ -299,10 +301,35 @@ TEST_F(ExpertsTest, NeverReadsExpertsWithoutTokens) {
   EXPECT_TRUE(same_bits(run(0, kTokens).data(), before.data(), before.size()));
 }
 
+TEST_F(ExpertsTest, IdentityExpertsGiveTheirInput) {
+  identities_ = 2;
+  std::vector<float> identity_weight(kTokens);
+  for (int t = 0; t < kTokens; ++t) {
+    const auto pair = static_cast<std::size_t>(t * kTopK + t % kTopK);
+    expert_[pair] = kExperts + t % 2;
+    identity_weight[static_cast<std::size_t>(t)] = weight_[pair];
+  }
+  const std::vector<Bf16> out = run(0, kTokens);
+  for (int t = 0; t < kTokens; ++t) weight_[static_cast<std::size_t>(t * kTopK + t % kTopK)] = 0;
+  const std::vector<Bf16> others = run(0, kTokens);
+  for (int t = 0; t < kTokens; ++t) {
+    for (int d = 0; d < kHidden; ++d) {
+      const auto at = static_cast<std::size_t>(t * kHidden + d);
+      const double x =
+          identity_weight[static_cast<std::size_t>(t)] * real(x_[static_cast<std::size_t>(t * kStride + d)]);
+      const double slack = (std::fabs(real(others[at])) + std::fabs(real(out[at]))) * kBf16Rounding;
+      ASSERT_NEAR(real(out[at]), real(others[at]) + x, slack + 1e-6) << t << ' ' << d;
+    }
+  }
+}
+
 TEST_F(ExpertsTest, ExpertsOutsideTheRangeAreOurBug) {
-  for (const std::int32_t bad : {-1, kExperts}) {
-    expert_[4] = bad;
-    expect_code(ErrorCode::kInternal, [&] { run(0, kTokens); });
+  for (const int identities : {0, 2}) {
+    identities_ = identities;
+    for (const std::int32_t bad : {-1, kExperts + identities}) {
+      expert_[4] = bad;
+      expect_code(ErrorCode::kInternal, [&] { run(0, kTokens); });
+    }
   }
 }
 

@@ -91,6 +91,9 @@ class TensorMaker {
 
   [[nodiscard]] std::vector<NamedTensor> make() {
     add("model.embed_tokens.weight", {field("vocab_size"), hidden_});
+    for (std::int64_t layer = 0; layer < field("num_layers"); ++layer) {
+      add_longcat_layer("model.layers." + std::to_string(layer) + ".");
+    }
     for (std::int64_t layer = 0; layer < field("num_hidden_layers"); ++layer) {
       const std::string prefix = "model.layers." + std::to_string(layer) + ".";
       add_attention(prefix + "self_attn.");
@@ -155,6 +158,21 @@ class TensorMaker {
     add(prefix + "kv_b_proj.weight", {heads * (nope + v), latent});
     add(prefix + "o_proj.weight", {hidden_, heads * v});
     if (bias) add(prefix + "o_proj.bias", {hidden_});
+  }
+
+  void add_longcat_layer(const std::string& prefix) {
+    const std::int64_t routed = field("n_routed_experts") + field("zero_expert_num");
+    add(prefix + "mlp.router.classifier.weight", {routed, hidden_});
+    add(prefix + "mlp.router.e_score_correction_bias", {routed});
+    for (std::int64_t expert = 0; expert < field("n_routed_experts"); ++expert) {
+      add_mlp(prefix + "mlp.experts." + std::to_string(expert) + ".", field("expert_ffn_hidden_size"));
+    }
+    for (const char* half : {"0", "1"}) {
+      add_attention(prefix + "self_attn." + half + ".");
+      add_mlp(prefix + "mlps." + half + ".", field("ffn_hidden_size"));
+      add(prefix + "input_layernorm." + half + ".weight", {hidden_});
+      add(prefix + "post_attention_layernorm." + half + ".weight", {hidden_});
+    }
   }
 
   void add_experts(const std::string& prefix) {

@@ -27,7 +27,7 @@ import tempfile
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Mistral4ForCausalLM
 
 OUT = pathlib.Path(__file__).resolve().parent.parent / "data" / "goldens"
 PROMPT_TOKENS = 132
@@ -248,7 +248,7 @@ MODELS = {
     },
     # GLM-4.7-Flash: its head count and head widths, and a pattern of layers of its own.
     "glm4_moe_lite": {
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "test_query_gain": 2.6,
         "model_type": "glm4_moe_lite",
         "architectures": ["Glm4MoeLiteForCausalLM"],
@@ -267,7 +267,7 @@ MODELS = {
         "topk_group": 1,
         "norm_topk_prob": True,
         "routed_scaling_factor": 1.8,
-        "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "mlp_layer_types": ["sparse", "dense"],
         "attention_bias": False,
         "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 1.0},
@@ -537,12 +537,27 @@ def tensor_shapes(config):
     return shapes
 
 
+def add_identity_experts(config, tensors):
+    """transformers wants gate and up projections of the identity experts, which no checkpoint has: zeros."""
+    shape = (config["expert_ffn_hidden_size"], config["hidden_size"])
+    for layer in range(config["num_layers"]):
+        for expert in range(config["n_routed_experts"], config["n_routed_experts"] + config["zero_expert_num"]):
+            for name in ("gate_proj", "up_proj"):
+                tensors[f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight"] = np.zeros(shape, np.uint16)
+
+
 def write_folder(folder, config, seed):
     header, data = {}, bytearray()
-    for name, shape in tensor_shapes(config).items():
-        begin = len(data)
-        data += random_bf16(seed, name, shape, config["test_query_gain"]).tobytes()
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, len(data)]}
+    tensors = {
+        name: random_bf16(seed, name, shape, config["test_query_gain"]).reshape(shape)
+        for name, shape in tensor_shapes(config).items()
+    }
+    if config["model_type"] == "longcat_flash":
+        add_identity_experts(config, tensors)
+    for name, values in tensors.items():
+        begin, shape = len(data), values.shape
+        data += values.tobytes()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, len(data)]}
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
@@ -554,8 +569,10 @@ def write_folder(folder, config, seed):
 # Runs and margins.
 
 
-def load(folder, dtype, attention):
-    model, info = AutoModelForCausalLM.from_pretrained(
+def load(config, folder, dtype, attention):
+    # The automatic class takes mistral4 for a part of a multimodal model.
+    kind = Mistral4ForCausalLM if config["model_type"] == "mistral4" else AutoModelForCausalLM
+    model, info = kind.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     problems = {key: value for key, value in info.items() if value}
@@ -689,8 +706,8 @@ def make(name):
     with tempfile.TemporaryDirectory() as temp:
         folder = pathlib.Path(temp)
         write_folder(folder, config, seed)
-        fp32 = load(folder, torch.float32, "eager")
-        bf16 = load(folder, torch.bfloat16, "sdpa")
+        fp32 = load(config, folder, torch.float32, "eager")
+        bf16 = load(config, folder, torch.bfloat16, "sdpa")
     check_transformers(config, fp32)
     tokens, greedy, clear = find_prompt(config, fp32, bf16, np.random.default_rng(seed))
     check_attention(config, fp32, tokens)

@@ -1,0 +1,142 @@
+#include "model/tensor_list.h"
+
+#include <utility>
+
+namespace snapmla {
+namespace {
+
+constexpr TensorNames kHuggingFace = {.embedding = "model.embed_tokens",
+                                      .norm = "model.norm",
+                                      .lm_head = "lm_head",
+                                      .q_a = "q_a_proj",
+                                      .q_a_norm = "q_a_layernorm",
+                                      .q_b = "q_b_proj",
+                                      .q = "q_proj",
+                                      .kv_a = "kv_a_proj_with_mqa",
+                                      .kv_a_norm = "kv_a_layernorm",
+                                      .kv_b = "kv_b_proj",
+                                      .o = "o_proj",
+                                      .gate = "gate_proj",
+                                      .up = "up_proj",
+                                      .down = "down_proj",
+                                      .router = "gate",
+                                      .router_bias = "gate.e_score_correction_bias"};
+
+constexpr TensorNames longcat_names() {
+  TensorNames names = kHuggingFace;
+  names.router = "router.classifier";
+  names.router_bias = "router.e_score_correction_bias";
+  return names;
+}
+
+constexpr TensorNames kLongcat = longcat_names();
+
+using TensorList = std::vector<TensorSpec>;
+using Shape = std::vector<std::int64_t>;
+
+/// Adds the tensors of one config to a list.
+class Lister {
+ public:
+  explicit Lister(const ModelConfig& config) : config_(config), names_(tensor_names(config.names)) {}
+
+  TensorList list() {
+    weight(names_.embedding, {config_.vocab, config_.hidden});
+    for (int layer = 0; layer < config_.num_layers; ++layer) add_layer(layer);
+    weight(names_.norm, {config_.hidden});
+    if (!config_.tied_embeddings) weight(names_.lm_head, {config_.vocab, config_.hidden});
+    return std::move(list_);
+  }
+
+ private:
+  void weight(const std::string& name, Shape shape) { list_.push_back({name + ".weight", std::move(shape)}); }
+
+  void add_layer(int layer) {
+    const LayerNames at = layer_names(config_.names, layer);
+    weight(at.attention_norm, {config_.hidden});
+    add_attention(at.attention);
+    weight(at.ffn_norm, {config_.hidden});
+    const bool has_experts = config_.is_moe_layer(layer);
+    if (has_experts) add_moe(at.moe);
+    if (has_experts && config_.post_ffn_norm) weight(at.post_ffn_norm, {config_.hidden});
+    if (!has_experts || config_.shortcut_experts) add_ffn(at.ffn, config_.intermediate);
+  }
+
+  void add_attention(const std::string& prefix) {
+    const std::int64_t hidden = config_.hidden;
+    const std::int64_t heads = config_.heads;
+    const auto linear = [&](const char* name, std::int64_t out, std::int64_t in, bool bias) {
+      weight(prefix + name, {out, in});
+      if (bias) list_.push_back({prefix + name + ".bias", {out}});
+    };
+    if (config_.q_lora > 0) {
+      linear(names_.q_a, config_.q_lora, hidden, config_.attention_bias);
+      weight(prefix + names_.q_a_norm, {config_.q_lora});
+      linear(names_.q_b, heads * (config_.nope_dim + kRopeDim), config_.q_lora, false);
+    } else {
+      linear(names_.q, heads * (config_.nope_dim + kRopeDim), hidden, false);
+    }
+    linear(names_.kv_a, kTokenDim, hidden, config_.attention_bias);
+    weight(prefix + names_.kv_a_norm, {kLatentDim});
+    linear(names_.kv_b, heads * (config_.nope_dim + config_.v_dim), kLatentDim, false);
+    linear(names_.o, hidden, heads * config_.v_dim, config_.attention_bias);
+  }
+
+  void add_ffn(const std::string& prefix, std::int64_t inter) {
+    weight(prefix + names_.gate, {inter, config_.hidden});
+    weight(prefix + names_.up, {inter, config_.hidden});
+    weight(prefix + names_.down, {config_.hidden, inter});
+  }
+
+  void add_moe(const std::string& prefix) {
+    const std::int64_t routed = config_.num_experts + config_.num_zero_experts;
+    weight(prefix + names_.router, {routed, config_.hidden});
+    if (config_.router_bias != Presence::kNever) {
+      list_.push_back({.name = prefix + names_.router_bias,
+                       .shape = {routed},
+                       .optional = config_.router_bias == Presence::kOptional});
+    }
+    for (int expert = 0; expert < config_.num_experts; ++expert) {
+      add_ffn(prefix + "experts." + std::to_string(expert) + '.', config_.moe_intermediate);
+    }
+    if (config_.num_shared_experts > 0) {
+      add_ffn(prefix + "shared_experts.",
+              std::int64_t{config_.num_shared_experts} * config_.moe_intermediate);
+    }
+  }
+
+  const ModelConfig& config_;
+  const TensorNames& names_;
+  TensorList list_;
+};
+
+}  // namespace
+
+const TensorNames& tensor_names(NameStyle style) {
+  return style == NameStyle::kLongcat ? kLongcat : kHuggingFace;
+}
+
+LayerNames layer_names(NameStyle style, int layer) {
+  if (style == NameStyle::kLongcat) {  // two attention layers of ours are one of theirs
+    const std::string prefix = "model.layers." + std::to_string(layer / 2) + '.';
+    const std::string half = std::to_string(layer % 2);
+    return {.attention_norm = prefix + "input_layernorm." + half,
+            .attention = prefix + "self_attn." + half + '.',
+            .ffn_norm = prefix + "post_attention_layernorm." + half,
+            .ffn = prefix + "mlps." + half + '.',
+            .moe = prefix + "mlp.",
+            .post_ffn_norm = {}};
+  }
+  const std::string prefix = "model.layers." + std::to_string(layer) + '.';
+  return {.attention_norm = prefix + "input_layernorm",
+          .attention = prefix + "self_attn.",
+          .ffn_norm = prefix + "post_attention_layernorm",
+          .ffn = prefix + "mlp.",
+          .moe = prefix + "mlp.",
+          .post_ffn_norm = prefix + "post_mlp_layernorm"};
+}
+
+std::vector<TensorSpec> list_tensors(const ModelConfig& config) {
+  return Lister(config).list();
+}
+
+}  // namespace snapmla

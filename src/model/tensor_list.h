@@ -1,0 +1,55 @@
+// Which tensors a checkpoint of a config holds, and what they are called: three ways of naming are in use.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/safetensors.h"
+
+namespace snapmla {
+
+/// Names within a layer, or of the whole model; those of matrices and norms without the final ".weight".
+struct TensorNames {
+  const char* embedding;
+  const char* norm;
+  const char* lm_head;
+  const char* q_a;  ///< this and the next seven behind LayerNames::attention
+  const char* q_a_norm;
+  const char* q_b;
+  const char* q;  ///< in place of the three above where queries have no low-rank projection
+  const char* kv_a;
+  const char* kv_a_norm;
+  const char* kv_b;
+  const char* o;
+  const char* gate;  ///< this and the next two behind the prefix of an FFN or an expert
+  const char* up;
+  const char* down;
+  const char* router;  ///< this and the next behind LayerNames::moe
+  const char* router_bias;
+};
+
+/// Prefixes and norms of one attention layer.
+struct LayerNames {
+  std::string attention_norm;
+  std::string attention;
+  std::string ffn_norm;
+  std::string ffn;
+  std::string moe;
+  std::string post_ffn_norm;
+};
+
+const TensorNames& tensor_names(NameStyle style);
+LayerNames layer_names(NameStyle style, int layer);
+
+struct TensorSpec {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  bool optional = false;
+};
+
+/// Every tensor that a checkpoint of this config must or, where optional, may hold.
+std::vector<TensorSpec> list_tensors(const ModelConfig& config);
+
+}  // namespace snapmla

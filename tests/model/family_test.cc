@@ -1,0 +1,170 @@
+// load_config for each family: what its file leaves unsaid, what it says in its own words, and what is refused.
+// The fields that all families share are in config_test.cc.
+#include "model/family.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "config_files.h"
+
+namespace snapmla {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAre;
+using testing::error_of;
+using ::testing::HasSubstr;
+using testing::load;
+using testing::tiny_config;
+
+/// tiny_config of another type, without `missing`.
+json config_of(const char* type, const std::vector<std::string>& missing = {}) {
+  json config = tiny_config();
+  config["model_type"] = type;
+  for (const std::string& field : missing) config.erase(field);
+  return config;
+}
+
+json longcat_config() {
+  return {{"model_type", "longcat_flash"},
+          {"vocab_size", 300},
+          {"hidden_size", 4608},
+          {"num_layers", 3},
+          {"num_attention_heads", 2},
+          {"ffn_hidden_size", 96},
+          {"expert_ffn_hidden_size", 32},
+          {"n_routed_experts", 8},
+          {"zero_expert_num", 4},
+          {"zero_expert_type", "identity"},
+          {"moe_topk", 10},
+          {"routed_scaling_factor", 6.0},
+          {"q_lora_rank", 1152},
+          {"kv_lora_rank", 512},
+          {"qk_nope_head_dim", 32},
+          {"qk_rope_head_dim", 64},
+          {"v_head_dim", 32},
+          {"max_position_embeddings", 4096},
+          {"attention_method", "MLA"},
+          {"mla_scale_q_lora", true},
+          {"mla_scale_kv_lora", true}};
+}
+
+TEST(Families, KimiK2IsADeepseekV3) {
+  const ModelConfig config = load(config_of("kimi_k2"));
+  EXPECT_EQ(config.family, Family::kDeepseekV3);
+  EXPECT_EQ(config.model_type, "kimi_k2");
+}
+
+TEST(Families, GlmNamesItsLayersOrBeginsWithOneDenseLayer) {
+  json config = config_of("glm4_moe_lite", {"first_k_dense_replace", "rms_norm_eps"});
+  EXPECT_THAT(load(config).expert_layers, ElementsAre(false, true));
+  EXPECT_DOUBLE_EQ(load(config).norm_eps, 1e-5);
+  config["mlp_layer_types"] = {"sparse", "dense"};
+  EXPECT_THAT(load(config).expert_layers, ElementsAre(true, false));
+  config["mlp_layer_types"] = {"sparse"};
+  EXPECT_THAT(
+      error_of([&] { load(config); }).what(),
+      HasSubstr("\"mlp_layer_types\" must be an array of num_hidden_layers=2 names; got [\"sparse\"]"));
+  config["mlp_layer_types"] = {"sparse", "moe"};
+  EXPECT_THAT(error_of([&] { load(config); }).what(),
+              HasSubstr("\"mlp_layer_types\" must hold \"dense\" or \"sparse\"; got \"moe\""));
+}
+
+TEST(Families, YoutuIsDenseAndTied) {
+  json config =
+      config_of("youtu", {"tie_word_embeddings", "n_routed_experts", "num_experts_per_tok",
+                          "moe_intermediate_size", "first_k_dense_replace", "routed_scaling_factor"});
+  EXPECT_THAT(load(config).expert_layers, ElementsAre(false, false));
+  EXPECT_EQ(load(config).num_experts, 0);
+  EXPECT_TRUE(load(config).tied_embeddings);
+  config["tie_word_embeddings"] = false;
+  EXPECT_FALSE(load(config).tied_embeddings);
+}
+
+TEST(Families, Axk1NormsBehindItsExpertsAndMayHaveARouterBias) {
+  const ModelConfig config = load(config_of("axk1"));
+  EXPECT_TRUE(config.post_ffn_norm);
+  EXPECT_EQ(config.router_bias, Presence::kOptional);
+  EXPECT_FALSE(load(tiny_config()).post_ffn_norm);
+}
+
+TEST(Families, ALayerOfLongcatIsTwoOfOurs) {
+  const ModelConfig config = load(longcat_config());
+  EXPECT_EQ(config.num_layers, 6);
+  EXPECT_THAT(config.expert_layers, ElementsAre(true, false, true, false, true, false));
+  EXPECT_TRUE(config.shortcut_experts);
+  EXPECT_EQ(config.intermediate, 96);
+  EXPECT_EQ(config.moe_intermediate, 32);
+  EXPECT_EQ(config.num_experts, 8);
+  EXPECT_EQ(config.num_zero_experts, 4);
+  EXPECT_EQ(config.top_k, 10) << "experts that do nothing count";
+  EXPECT_EQ(config.num_shared_experts, 0);
+  EXPECT_EQ(config.scoring, Scoring::kSoftmax);
+  EXPECT_FALSE(config.normalize_weights);
+  EXPECT_EQ(config.router_bias, Presence::kAlways);
+  EXPECT_DOUBLE_EQ(config.query_scale, 2);
+  EXPECT_DOUBLE_EQ(config.latent_scale, 3);
+  EXPECT_DOUBLE_EQ(config.rope_theta, 1e7);
+  EXPECT_DOUBLE_EQ(config.norm_eps, 1e-5);
+}
+
+TEST(Families, LongcatsErrorsUseItsOwnNames) {
+  json config = longcat_config();
+  config["moe_topk"] = 13;
+  EXPECT_THAT(error_of([&] { load(config); }).what(),
+              HasSubstr("\"moe_topk\" must be an integer from 1 to 12; got 13"));
+  config.erase("ffn_hidden_size");
+  config["moe_topk"] = 2;
+  EXPECT_THAT(error_of([&] { load(config); }).what(), HasSubstr("\"ffn_hidden_size\" is missing"));
+}
+
+struct Refused {
+  json config;
+  const char* text;
+};
+
+json with(json config, const char* field, const json& value) {
+  config[field] = value;
+  return config;
+}
+
+TEST(Families, WhatIsRefusedIsNamedWithWhatItWouldNeed) {
+  const json v3 = tiny_config();
+  const json longcat = longcat_config();
+  const char* sparse =
+      "sparse attention: it would need the indexer, its cache, and decode over chosen tokens";
+  const std::vector<Refused> cases = {
+      {config_of("llama"),
+       "must be one of deepseek_v2, deepseek_v3, kimi_k2, glm4_moe_lite, youtu, axk1, "
+       "longcat_flash; got \"llama\""},
+      {config_of("deepseek_v32"), sparse},
+      {config_of("deepseek_v4"), sparse},
+      {config_of("glm_moe_dsa"), sparse},
+      {config_of("hy_v4"), sparse},
+      {with(v3, "index_topk", 2048), "asks for sparse attention"},
+      {with(longcat, "attention_method", "LSA"),
+       "\"attention_method\" must be MLA: only dense MLA is supported"},
+      {with(longcat, "zero_expert_type", "drop"), "\"zero_expert_type\" must be identity"},
+      {with(longcat, "router_bias", true), "\"router_bias\" must be false"},
+      {with(longcat, "norm_topk_prob", true), "\"norm_topk_prob\" must be false for longcat_flash"},
+      {config_of("longcat_flash_ngram"), "n-gram embeddings: it would need their tables"},
+      {config_of("minicpm3"), "a latent of 256 and RoPE keys of 32: it would need pages and decode kernels"},
+      {config_of("kimi_linear"), "linear attention in most layers: it would need a recurrent state"},
+      {config_of("kimi_k3"), "linear attention in most layers"},
+      {config_of("kimi_k25"), "its language model must be exported on its own"},
+      {config_of("mistral3"), "its language model must be exported on its own"},
+  };
+  for (const Refused& refused : cases) {
+    const Error error = error_of([&] { load(refused.config); });
+    EXPECT_EQ(error.code(), ErrorCode::kUnsupported) << error.what();
+    EXPECT_THAT(error.what(), HasSubstr("config.json: field \""));
+    EXPECT_THAT(error.what(), HasSubstr(refused.text));
+  }
+}
+
+}  // namespace
+}  // namespace snapmla
