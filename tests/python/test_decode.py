@@ -47,6 +47,16 @@ def test_matches_fp64(device, case):
     assert_matches(problem, out, lse)
 
 
+@pytest.mark.parametrize("format", ["fp8", "bf16"])
+def test_no_pages_at_all(device, format):
+    """A pool and a table of nothing, as before the first token."""
+    problem = Problem(Case((0, 0), format=format), device)
+    problem.cache = snapmla.PagedCache.allocate(0, format, device=device)
+    problem.block_table = torch.empty(2, 0, dtype=torch.int32, device=device)
+    out, lse = problem.solve()
+    assert (out == 0).all() and (lse == -torch.inf).all()
+
+
 def strided(q, how):
     """The same rows [batch, s, heads, width] elsewhere in memory."""
     batch, s, heads, width = q.shape
