@@ -1,19 +1,12 @@
 #include "checkpoint.h"
 
-#include <filesystem>
-
 #include "model/safetensors.h"
 
 namespace snapmla::apps {
 
 CheckpointSummary summarize_checkpoint(const std::string& dir) {
   CheckpointSummary summary{.config = load_config(dir)};
-  const std::filesystem::path folder(dir);
-  std::error_code error;
-  if (!std::filesystem::exists(folder / "model.safetensors", error) &&
-      !std::filesystem::exists(folder / "model.safetensors.index.json", error)) {
-    return summary;
-  }
+  if (!Checkpoint::is_in(dir)) return summary;
   const Checkpoint checkpoint(dir);
   std::int64_t parameters = 0;
   std::int64_t bytes = 0;

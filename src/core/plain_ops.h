@@ -101,6 +101,11 @@ class PlainOps {
   virtual void rope(const ConstTensorView& x, const RopeParams& rope, const TensorView& out,
                     Stream) const = 0;
 
+  /// out[i] = x[i] * factor[positions[i]].   x, out [n, d] bf16 (row strides free), positions [n] int32, factor
+  /// [positions] f32; out may be x.
+  virtual void scale_rows(const ConstTensorView& x, const ConstTensorView& positions,
+                          const ConstTensorView& factor, const TensorView& out, Stream) const = 0;
+
   /// out = silu(gate) * up, all [n, d] bf16; silu(gate) is not rounded between; out may be gate or up.
   virtual void silu_mul(const ConstTensorView& gate, const ConstTensorView& up, const TensorView& out,
                         Stream) const = 0;

@@ -1,4 +1,4 @@
-// config.json and generation_config.json to ModelConfig. Rules and defaults follow the configuration classes of
+// config.json, or params.json, and generation_config.json to ModelConfig. Rules and defaults follow the configuration classes of
 // transformers, and what differs between them is in family.cc; a field on which the result depends strongly
 // must be in the file.
 #include "model/config.h"
@@ -24,6 +24,7 @@ using nlohmann::json;
 constexpr std::int64_t kMaxFileBytes = 16 << 20;
 constexpr int kMaxHeadDim = 1024;
 constexpr int kMaxWidth = 1'000'000;
+constexpr double kMostTheta = 1e12;
 constexpr int kMostExpertsInAll = 1'000'000;  // of all layers
 
 json parse_file(const std::string& path, std::ifstream& in) {
@@ -56,6 +57,28 @@ constexpr std::array<FieldAlias, 4> kLongcatAliases = {{{"intermediate_size", "f
                                                         {"moe_intermediate_size", "expert_ffn_hidden_size"},
                                                         {"num_experts_per_tok", "moe_topk"},
                                                         {"num_hidden_layers", "num_layers"}}};
+
+// The names of Mistral's params.json, and of the yarn object in it.
+constexpr std::array<FieldAlias, 18> kMistralAliases = {
+    {{"hidden_size", "dim"},
+     {"num_hidden_layers", "n_layers"},
+     {"num_attention_heads", "n_heads"},
+     {"intermediate_size", "hidden_dim"},
+     {"rms_norm_eps", "norm_eps"},
+     {"tie_word_embeddings", "tied_embeddings"},
+     {"hidden_act", "activation"},
+     {"rope_scaling", "yarn"},
+     {"quantization_config", "quantization"},
+     {"first_k_dense_replace", "moe.first_k_dense_replace"},
+     {"moe_layer_freq", "moe.route_every_n"},
+     {"n_routed_experts", "moe.num_experts"},
+     {"num_experts_per_tok", "moe.num_experts_per_tok"},
+     {"n_group", "moe.num_expert_groups"},
+     {"topk_group", "moe.num_expert_groups_per_tok"},
+     {"routed_scaling_factor", "moe.routed_scale"},
+     {"moe_intermediate_size", "moe.expert_hidden_dim"},
+     {"n_shared_experts", "moe.num_shared_experts"}}};
+constexpr std::array<FieldAlias, 2> kMistralYarnAliases = {{{"beta_fast", "beta"}, {"beta_slow", "alpha"}}};
 
 double get_mscale(double factor, double mscale) {
   return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
@@ -127,6 +150,19 @@ void read_attention(const JsonFields& fields, const FamilyRules& rules, ModelCon
   if (rules.rope_interleave_is_free) config.rope_interleaved = fields.boolean_or("rope_interleave", true);
 }
 
+void read_query_growth(const JsonFields& fields, const char* growth, ModelConfig& config) {
+  config.query_growth = fields.number_or(growth, 0, 0, 100);
+  if (config.query_growth != 0) {
+    config.query_growth_every = fields.integer("original_max_position_embeddings", 1, kMaxSeqLen);
+  }
+}
+
+void set_softmax_scale(ModelConfig& config) {
+  const YarnConfig& yarn = config.yarn;
+  const double mscale = yarn.mscale_all_dim != 0 ? get_mscale(yarn.factor, yarn.mscale_all_dim) : 1;
+  config.softmax_scale = static_cast<float>(mscale * mscale / std::sqrt(config.nope_dim + kRopeDim));
+}
+
 YarnConfig read_yarn(const JsonFields& rope, int max_position) {
   YarnConfig yarn;
   yarn.original_max_position =
@@ -151,24 +187,38 @@ YarnConfig read_yarn(const JsonFields& rope, int max_position) {
 
 // transformers 4 writes rope_theta and rope_scaling, transformers 5 one rope_parameters with both.
 void read_rope(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
-  constexpr double kMostTheta = 1e12;
   config.rope_theta = fields.number_or("rope_theta", rules.rope_theta, 1 + 1e-6, kMostTheta);
-  config.softmax_scale = static_cast<float>(1 / std::sqrt(config.nope_dim + kRopeDim));
   const char* name = fields.has("rope_scaling") ? "rope_scaling" : "rope_parameters";
   if (!fields.has(name)) return;
   const JsonFields rope = fields.object(name);
   config.rope_theta = rope.number_or("rope_theta", config.rope_theta, 1 + 1e-6, kMostTheta);
-  if (rope.number_or("partial_rotary_factor", 1, 0, 1) != 1) {
-    rope.unsupported("partial_rotary_factor", rope.at("partial_rotary_factor"), "must be 1");
+  // mistral4 counts the 64 rotated dimensions as a part of a head, the others as all of their head.
+  const bool of_a_head = rules.family == Family::kMistral4;
+  const double rotated = of_a_head ? static_cast<double>(kRopeDim) / (config.nope_dim + kRopeDim) : 1;
+  const double partial = rope.number_or("partial_rotary_factor", rotated, 0, 1);
+  if (std::abs(partial - rotated) > 1e-6) {
+    rope.unsupported("partial_rotary_factor", partial, "must be ", rotated);
   }
   const char* type_name = rope.has("rope_type") || !rope.has("type") ? "rope_type" : "type";
   const std::string type = rope.has("factor") ? rope.text(type_name) : rope.text_or(type_name, "default");
   if (type == "default") return;
   if (type != "yarn") rope.unsupported(type_name, type, "must be default or yarn");
   config.yarn = read_yarn(rope, config.max_position);
-  const double mscale =
-      config.yarn.mscale_all_dim != 0 ? get_mscale(config.yarn.factor, config.yarn.mscale_all_dim) : 1;
-  config.softmax_scale = static_cast<float>(mscale * mscale / std::sqrt(config.nope_dim + kRopeDim));
+  if (of_a_head) read_query_growth(rope, "llama_4_scaling_beta", config);
+}
+
+// As vLLM reads params.json (vllm/transformers_utils/configs/mistral.py): cos and sin are never scaled, and
+// apply_scale says whether the softmax is; Mistral Large 3 says false, and loses accuracy if it is scaled
+// (vllm-project/vllm pull request 57563).
+void read_mistral_rope(const JsonFields& fields, ModelConfig& config) {
+  config.rope_theta = fields.number_or("rope_theta", config.rope_theta, 1 + 1e-6, kMostTheta);
+  if (fields.has("rope_scaling")) {
+    const JsonFields yarn = fields.object("rope_scaling", kMistralYarnAliases);
+    config.yarn = read_yarn(yarn, config.max_position);
+    config.yarn.cos_sin_factor = 1;
+    config.yarn.mscale_all_dim = yarn.boolean_or("apply_scale", true) ? 1 : 0;
+  }
+  if (fields.has("llama_4_scaling")) read_query_growth(fields.object("llama_4_scaling"), "beta", config);
 }
 
 void read_groups(const JsonFields& fields, ModelConfig& config) {
@@ -278,6 +328,17 @@ std::vector<std::int32_t> read_stop_tokens(const JsonFields& fields, int vocab) 
   return tokens;
 }
 
+// A params.json may be that of any of Mistral's models.
+void require_mla(const JsonFields& fields) {
+  if (!fields.has("kv_lora_rank")) {
+    fail(ErrorCode::kUnsupported, "config", fields.file(),
+         ": must describe a model with MLA, by kv_lora_rank and its like; only such models are supported");
+  }
+  if (fields.boolean_or("moe.use_load_balancing_bias", false)) {
+    fields.unsupported("moe.use_load_balancing_bias", true, "must be false");
+  }
+}
+
 void read_generation(const JsonFields& fields, ModelConfig& config) {
   if (fields.has("eos_token_id")) config.stop_tokens = read_stop_tokens(fields, config.vocab);
   config.bos_token = fields.integer_or("bos_token_id", config.bos_token, 0, config.vocab - 1);
@@ -287,73 +348,59 @@ void read_generation(const JsonFields& fields, ModelConfig& config) {
   config.default_top_p = static_cast<float>(fields.number_or("top_p", 1, 1e-6, 1));
 }
 
+void read_special_tokens(const std::string& dir, const JsonFields& fields, bool mistral_file,
+                         ModelConfig& config) {
+  config.stop_tokens = read_stop_tokens(fields, config.vocab);
+  config.bos_token = fields.integer_or("bos_token_id", -1, 0, config.vocab - 1);
+  if (mistral_file) {  // it names neither; these are <s> and </s> of every tekken.json
+    config.bos_token = 1;
+    config.stop_tokens = {2};
+  }
+  const std::string path = dir + "/generation_config.json";
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return;
+  const json generation = parse_file(path, in);
+  read_generation(JsonFields(path, generation), config);
+}
+
 }  // namespace
 
 ModelConfig load_config(const std::string& dir) {
-  const std::string path = dir + "/config.json";
+  std::string path = dir + "/config.json";
   std::ifstream in(path, std::ios::binary);
+  const bool mistral_file = !in && std::ifstream(dir + "/params.json").good();
+  if (mistral_file) {
+    path = dir + "/params.json";
+    in.open(path, std::ios::binary);
+  }
   if (!in) fail(ErrorCode::kNotFound, "config", path, ": cannot be opened");
   const json parsed = parse_file(path, in);
-  const FamilyRules& rules = read_family(JsonFields(path, parsed));
+  const FamilyRules& rules = mistral_file ? *find_family("mistral4") : read_family(JsonFields(path, parsed));
   const bool longcat = rules.family == Family::kLongcatFlash;
-  const JsonFields fields(path, parsed,
-                          longcat ? JsonFields::Aliases(kLongcatAliases) : JsonFields::Aliases{});
+  JsonFields::Aliases aliases;
+  if (longcat) aliases = kLongcatAliases;
+  if (mistral_file) aliases = kMistralAliases;
+  const JsonFields fields(path, parsed, aliases);
 
   ModelConfig config;
   config.family = rules.family;
   config.model_type = rules.model_type;
+  if (mistral_file) require_mla(fields);
   refuse_unsupported(fields);
   read_attention(fields, rules, config);
   if (longcat) read_longcat(fields, config);
-  read_rope(fields, rules, config);
+  if (rules.family == Family::kMistral4) {
+    config.names = mistral_file ? NameStyle::kMistral : NameStyle::kStacked;
+  }
+  if (mistral_file) {
+    read_mistral_rope(fields, config);
+  } else {
+    read_rope(fields, rules, config);
+  }
+  set_softmax_scale(config);
   read_ffn(fields, rules, config);
-  config.stop_tokens = read_stop_tokens(fields, config.vocab);
-  config.bos_token = fields.integer_or("bos_token_id", -1, 0, config.vocab - 1);
-
-  const std::string generation_path = dir + "/generation_config.json";
-  std::ifstream generation_in(generation_path, std::ios::binary);
-  if (generation_in) {
-    const json generation = parse_file(generation_path, generation_in);
-    read_generation(JsonFields(generation_path, generation), config);
-  }
+  read_special_tokens(dir, fields, mistral_file, config);
   return config;
-}
-
-std::vector<float> rope_table(const ModelConfig& config, int positions) {
-  constexpr int kPairs = kRopeDim / 2;
-  constexpr double kTwoPi = 6.283185307179586;
-  const YarnConfig& yarn = config.yarn;
-  // The (fractional) pair that turns `rotations` times within the original context.
-  const auto pair_of = [&](double rotations) {
-    return kRopeDim * std::log(yarn.original_max_position / (rotations * kTwoPi)) /
-           (2 * std::log(config.rope_theta));
-  };
-  double low = pair_of(yarn.beta_fast);
-  double high = pair_of(yarn.beta_slow);
-  if (yarn.truncate) {
-    low = std::floor(low);
-    high = std::ceil(high);
-  }
-  low = std::max(low, 0.0);
-  high = std::min(high, kRopeDim - 1.0);
-  if (low == high) high += 0.001;
-
-  std::array<double, kPairs> frequency{};
-  for (int i = 0; i < kPairs; ++i) {
-    const double plain = std::pow(config.rope_theta, -2.0 * i / kRopeDim);
-    const double ramp = std::clamp((i - low) / (high - low), 0.0, 1.0);
-    frequency[static_cast<std::size_t>(i)] = plain * (1 - ramp) + plain / yarn.factor * ramp;
-  }
-  std::vector<float> table(static_cast<std::size_t>(positions) * kRopeDim);
-  for (int position = 0; position < positions; ++position) {
-    float* row = table.data() + static_cast<std::ptrdiff_t>(position) * kRopeDim;
-    for (int i = 0; i < kPairs; ++i) {
-      const double angle = position * frequency[static_cast<std::size_t>(i)];
-      row[i] = static_cast<float>(std::cos(angle) * yarn.cos_sin_factor);
-      row[i + kPairs] = static_cast<float>(std::sin(angle) * yarn.cos_sin_factor);
-    }
-  }
-  return table;
 }
 
 }  // namespace snapmla

@@ -1,5 +1,5 @@
-// ModelConfig: what config.json and generation_config.json of a Hugging Face folder say, checked and in our
-// own words.
+// ModelConfig: what config.json (or Mistral's params.json) and generation_config.json of a folder say, checked
+// and in our own words.
 //
 // Families are data, not classes: family.h has the defaults and the few rules that differ; everything the
 // forward pass needs is a field below.
@@ -15,7 +15,12 @@
 namespace snapmla {
 
 /// How checkpoints name their tensors (tensor_list.h).
-enum class NameStyle : std::uint8_t { kHuggingFace, kLongcat };
+enum class NameStyle : std::uint8_t {
+  kHuggingFace,
+  kLongcat,
+  kStacked,  ///< kHuggingFace with all experts of a layer in one tensor
+  kMistral
+};
 
 /// YaRN (arXiv 2309.00071) as DeepSeek uses it; absent if factor is 1.
 struct YarnConfig {
@@ -33,7 +38,7 @@ struct YarnConfig {
 
 struct ModelConfig {
   Family family = Family::kDeepseekV3;
-  std::string model_type;  ///< as in config.json
+  std::string model_type;  ///< as in config.json; mistral4 for a params.json
   NameStyle names = NameStyle::kHuggingFace;
   int num_layers =
       0;  ///< attention layers, each with a cache of its own: LongCat-Flash has two in one of its layers
@@ -55,6 +60,9 @@ struct ModelConfig {
   double rope_theta = 10000;
   bool rope_interleaved = true;
   YarnConfig yarn{};
+  double query_growth =
+      0;  ///< queries are multiplied by 1 + query_growth ln(1 + floor(position / query_growth_every))
+  int query_growth_every = 1;
   float softmax_scale = 0;  ///< (nope_dim + 64)^-0.5 times YaRN's mscale^2
 
   int intermediate = 0;      ///< dense FFN width
@@ -86,14 +94,11 @@ struct ModelConfig {
   [[nodiscard]] bool is_moe_layer(int layer) const { return expert_layers[static_cast<std::size_t>(layer)]; }
 };
 
-/// Reads <dir>/config.json and, if there, <dir>/generation_config.json. Throws Error kNotFound, kCorruptFile
+/// Reads <dir>/config.json, or Mistral's <dir>/params.json where there is none, and, if there,
+/// <dir>/generation_config.json. Throws Error kNotFound, kCorruptFile
 /// (not JSON, a field missing, of the wrong type, or absurd: the text names file, field, rule and value) or
 /// kUnsupported (another model_type, latent other than 512, rope other than 64, sparse attention, an unknown
 /// rope type, quantized weights: the text names what would be needed).
 ModelConfig load_config(const std::string& dir);
-
-/// cos and sin of every position, [positions][64]: 32 cosines, then 32 sines, YaRN and its cos/sin factor
-/// applied. Angles in fp64, rounded to f32 (transformers: f32 angles).
-std::vector<float> rope_table(const ModelConfig& config, int positions);
 
 }  // namespace snapmla

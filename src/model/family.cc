@@ -39,6 +39,13 @@ constexpr std::array kFamilies = {
                 .rope_interleave_is_free = false,
                 .norm_eps = 1e-5,
                 .rope_theta = 1e7},
+    FamilyRules{.model_type = "mistral4",
+                .family = Family::kMistral4,
+                .scoring = Scoring::kSoftmax,
+                .scoring_func = "softmax",
+                .topk_method = "greedy",
+                .router_bias = Presence::kNever,
+                .first_dense_layers = 0},
 };
 
 struct Refusal {

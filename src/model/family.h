@@ -16,6 +16,7 @@ enum class Family : std::uint8_t {
   kYoutu,
   kAxk1,
   kLongcatFlash,
+  kMistral4,
 };
 
 /// Whether checkpoints of a family hold a tensor.

@@ -54,7 +54,8 @@ void Forward::embed(const Step& step, Stream stream) {
   ops_.embed(step.tokens, weights_.embedding, first_rows(state_.x, step.rows), stream);
 }
 
-// q = W_QB norm(W_QA x) (or W_Q x), kv = W_KVA x: neither normed nor rotated yet.
+// q = W_QB norm(W_QA x) (or W_Q x), grown with its position in some families, and kv = W_KVA x: neither normed nor
+// rotated yet.
 void Forward::project(const LayerWeights& layer, const Step& step, Stream stream) {
   const AttentionWeights& attention = layer.attention;
   const std::int64_t n = step.rows;
@@ -70,6 +71,9 @@ void Forward::project(const LayerWeights& layer, const Step& step, Stream stream
   }
   const TensorView q_flat(state_.q.data(), DType::kBF16, {n, state_.q.dim(1) * state_.q.dim(2)});
   apply(attention.q_b, q_in, q_flat, stream);
+  if (state_.query_growth.present()) {
+    ops_.scale_rows(q_flat, step.positions, state_.query_growth, q_flat, stream);
+  }
   apply(attention.kv_a, normed, first_rows(state_.kv, n), stream);
 }
 

@@ -214,6 +214,15 @@ bool exists(const std::string& path) {
   return ::stat(path.c_str(), &status) == 0;
 }
 
+// The file that says what a checkpoint has, or empty.
+std::string checkpoint_file(const std::string& dir) {
+  for (const char* name : {"model.safetensors", "model.safetensors.index.json", "consolidated.safetensors",
+                           "consolidated.safetensors.index.json"}) {
+    if (exists(path_in(dir, name))) return name;
+  }
+  return {};
+}
+
 std::string read_whole(const std::string& path) {
   const OpenFile file(path);
   const std::int64_t size = file.size();
@@ -338,21 +347,27 @@ void SafetensorsFile::read(const std::string& name, void* dst) const {
   read_at(fd_, path_, dst, it->second.end - it->second.begin, it->second.begin);
 }
 
+bool Checkpoint::is_in(const std::string& dir) {
+  return !checkpoint_file(dir).empty();
+}
+
 Checkpoint::Checkpoint(const std::string& dir) : dir_(dir) {
-  const std::string single = path_in(dir, "model.safetensors");
-  const std::string index = path_in(dir, "model.safetensors.index.json");
+  const std::string first = checkpoint_file(dir);
+  if (first.empty()) {
+    fail(ErrorCode::kNotFound, "safetensors", dir,
+         ": must hold model.safetensors or model.safetensors.index.json (Mistral: consolidated.*); it holds "
+         "neither");
+  }
+  const std::string index = path_in(dir, first);
   std::map<std::string, std::string> shard_of;
   std::vector<std::string> shards;
-  if (exists(single)) {
-    shards.emplace_back("model.safetensors");
-  } else if (exists(index)) {
+  if (first.ends_with(".json")) {
     shard_of = read_index(index);
     for (const auto& [tensor, shard] : shard_of) shards.push_back(shard);
     std::sort(shards.begin(), shards.end());
     shards.erase(std::unique(shards.begin(), shards.end()), shards.end());
   } else {
-    fail(ErrorCode::kNotFound, "safetensors", dir,
-         ": must hold model.safetensors or model.safetensors.index.json; it holds neither");
+    shards.push_back(first);
   }
   for (const std::string& shard : shards) {
     files_.emplace_back(path_in(dir, shard));

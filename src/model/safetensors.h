@@ -43,10 +43,13 @@ class SafetensorsFile {
   std::map<std::string, TensorInfo> tensors_;
 };
 
-/// All tensors of a Hugging Face folder: model.safetensors, or the shards that model.safetensors.index.json
-/// names.
+/// All tensors of a folder: model.safetensors, or the shards that model.safetensors.index.json names; where
+/// there is neither, Mistral's consolidated.safetensors and consolidated.safetensors.index.json.
 class Checkpoint {
  public:
+  /// Whether `dir` has one of these files.
+  static bool is_in(const std::string& dir);
+
   /// Throws as SafetensorsFile does, and kNotFound / kCorruptFile for the index, a shard it names, or a
   /// tensor that is not in the shard the index says, and for a tensor name in two shards.
   explicit Checkpoint(const std::string& dir);

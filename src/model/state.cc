@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/check.h"
+#include "model/position_tables.h"
 
 namespace snapmla {
 namespace {
@@ -93,11 +94,9 @@ ModelState::ModelState(Backend& backend, const ModelConfig& config, const ModelL
   v = make(DType::kBF16, {limits.max_seq_len, config.heads, config.v_dim});
   make_decode_buffers(config);
 
-  const std::vector<float> table = rope_table(config, limits.max_seq_len);
-  cos_sin = make(DType::kF32, {limits.max_seq_len, kRopeDim});
-  backend.copy(cos_sin.data(), table.data(), static_cast<std::int64_t>(table.size() * sizeof(float)),
-               CopyKind::kHostToDevice, Stream{});
-  backend.synchronize(Stream{});
+  cos_sin = make(rope_table(config, limits.max_seq_len), {limits.max_seq_len, kRopeDim});
+  const std::vector<float> growth = query_growth_table(config, limits.max_seq_len);
+  if (!growth.empty()) query_growth = make(growth, {limits.max_seq_len});
 
   at_.positions = rows;
   at_.slots = 2 * rows;
@@ -132,6 +131,14 @@ TensorView ModelState::make(DType dtype, std::initializer_list<std::int64_t> sha
   std::int64_t count = 1;
   for (const std::int64_t extent : shape) count *= extent;
   return {buffers_.emplace_back(*backend_, count * size_of(dtype)).data(), dtype, shape};
+}
+
+TensorView ModelState::make(const std::vector<float>& table, std::initializer_list<std::int64_t> shape) {
+  const TensorView view = make(DType::kF32, shape);
+  backend_->copy(view.data(), table.data(), static_cast<std::int64_t>(table.size() * sizeof(float)),
+                 CopyKind::kHostToDevice, Stream{});
+  backend_->synchronize(Stream{});
+  return view;
 }
 
 ConstTensorView ModelState::device(std::int64_t offset, std::int64_t n) const {

@@ -73,7 +73,8 @@ class ModelState {
   TensorView workspace{};     ///< u8
   TensorView logits{};        ///< [max_batch, vocab] f32
 
-  TensorView cos_sin{};  ///< [max_seq_len, 64] f32
+  TensorView cos_sin{};       ///< [max_seq_len, 64] f32
+  TensorView query_growth{};  ///< [max_seq_len] f32, or absent
 
  private:
   struct IntArrays {
@@ -88,6 +89,7 @@ class ModelState {
   };
 
   TensorView make(DType dtype, std::initializer_list<std::int64_t> shape);
+  TensorView make(const std::vector<float>& table, std::initializer_list<std::int64_t> shape);
   void make_decode_buffers(const ModelConfig& config);
   [[nodiscard]] std::int32_t* host(std::int64_t offset) { return host_ints_.data() + offset; }
   [[nodiscard]] ConstTensorView device(std::int64_t offset, std::int64_t n) const;

@@ -29,7 +29,31 @@ constexpr TensorNames longcat_names() {
   return names;
 }
 
+constexpr TensorNames stacked_names() {
+  TensorNames names = kHuggingFace;
+  names.stacked_gate_up = "experts.gate_up_proj";
+  names.stacked_down = "experts.down_proj";
+  return names;
+}
+
 constexpr TensorNames kLongcat = longcat_names();
+constexpr TensorNames kStacked = stacked_names();
+constexpr TensorNames kMistral = {.embedding = "tok_embeddings",
+                                  .norm = "norm",
+                                  .lm_head = "output",
+                                  .q_a = "wq_a",
+                                  .q_a_norm = "q_a_norm",
+                                  .q_b = "wq_b",
+                                  .q = "wq",
+                                  .kv_a = "wkv_a_with_mqa",
+                                  .kv_a_norm = "kv_a_norm",
+                                  .kv_b = "wkv_b",
+                                  .o = "wo",
+                                  .gate = "w1",
+                                  .up = "w3",
+                                  .down = "w2",
+                                  .router = "gate",
+                                  .router_bias = "gate.bias"};
 
 using TensorList = std::vector<TensorSpec>;
 using Shape = std::vector<std::int64_t>;
@@ -95,7 +119,12 @@ class Lister {
                        .shape = {routed},
                        .optional = config_.router_bias == Presence::kOptional});
     }
-    for (int expert = 0; expert < config_.num_experts; ++expert) {
+    const std::int64_t inter = config_.moe_intermediate;
+    if (names_.stacked_down != nullptr) {
+      list_.push_back({prefix + names_.stacked_gate_up, {config_.num_experts, 2 * inter, config_.hidden}});
+      list_.push_back({prefix + names_.stacked_down, {config_.num_experts, config_.hidden, inter}});
+    }
+    for (int expert = 0; names_.stacked_down == nullptr && expert < config_.num_experts; ++expert) {
       add_ffn(prefix + "experts." + std::to_string(expert) + '.', config_.moe_intermediate);
     }
     if (config_.num_shared_experts > 0) {
@@ -112,7 +141,17 @@ class Lister {
 }  // namespace
 
 const TensorNames& tensor_names(NameStyle style) {
-  return style == NameStyle::kLongcat ? kLongcat : kHuggingFace;
+  switch (style) {
+    case NameStyle::kHuggingFace:
+      break;
+    case NameStyle::kLongcat:
+      return kLongcat;
+    case NameStyle::kStacked:
+      return kStacked;
+    case NameStyle::kMistral:
+      return kMistral;
+  }
+  return kHuggingFace;
 }
 
 LayerNames layer_names(NameStyle style, int layer) {
@@ -124,6 +163,15 @@ LayerNames layer_names(NameStyle style, int layer) {
             .ffn_norm = prefix + "post_attention_layernorm." + half,
             .ffn = prefix + "mlps." + half + '.',
             .moe = prefix + "mlp.",
+            .post_ffn_norm = {}};
+  }
+  if (style == NameStyle::kMistral) {
+    const std::string prefix = "layers." + std::to_string(layer) + '.';
+    return {.attention_norm = prefix + "attention_norm",
+            .attention = prefix + "attention.",
+            .ffn_norm = prefix + "ffn_norm",
+            .ffn = prefix + "feed_forward.",
+            .moe = prefix,
             .post_ffn_norm = {}};
   }
   const std::string prefix = "model.layers." + std::to_string(layer) + '.';

@@ -1,4 +1,4 @@
-// Which tensors a checkpoint of a config holds, and what they are called: three ways of naming are in use.
+// Which tensors a checkpoint of a config holds, and what they are called: each NameStyle has its own names.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,9 @@ struct TensorNames {
   const char* down;
   const char* router;  ///< this and the next behind LayerNames::moe
   const char* router_bias;
+  const char* stacked_gate_up = nullptr;  ///< [experts, 2 inter, hidden] in place of the experts' own; behind
+                                          ///< LayerNames::moe
+  const char* stacked_down = nullptr;     ///< [experts, hidden, inter]
 };
 
 /// Prefixes and norms of one attention layer.

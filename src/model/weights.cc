@@ -159,6 +159,18 @@ MoeWeights load_moe(Loader& loader, const std::string& prefix, const ModelConfig
   moe.router = loader.f32(prefix + names.router + ".weight");
   const std::string bias = prefix + names.router_bias;
   if (loader.has(bias)) moe.router_bias = loader.f32(bias);
+  if (names.stacked_down != nullptr) {
+    const ConstTensorView both = loader.bf16(prefix + names.stacked_gate_up);
+    const std::int64_t inter = config.moe_intermediate;
+    const auto half = [&](std::int64_t first) {
+      return ConstTensorView(both.as<Bf16>() + first * both.stride(1), DType::kBF16,
+                             {both.dim(0), inter, both.dim(2)}, {both.stride(0), both.stride(1), 1});
+    };
+    moe.gate = half(0);
+    moe.up = half(inter);
+    moe.down = loader.bf16(prefix + names.stacked_down);
+    return moe;
+  }
   moe.gate = loader.experts(prefix + "experts.", names.gate, config.num_experts);
   moe.up = loader.experts(prefix + "experts.", names.up, config.num_experts);
   moe.down = loader.experts(prefix + "experts.", names.down, config.num_experts);

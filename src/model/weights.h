@@ -42,7 +42,7 @@ struct FfnWeights {
 struct MoeWeights {
   ConstTensorView router{};       ///< [experts + zero experts, hidden] f32
   ConstTensorView router_bias{};  ///< [experts + zero experts] f32, or absent
-  ConstTensorView gate{};         ///< [experts, inter, hidden] bf16
+  ConstTensorView gate{};         ///< [experts, inter, hidden] bf16; may be a slice of a stack with up
   ConstTensorView up{};           ///< [experts, inter, hidden] bf16
   ConstTensorView down{};         ///< [experts, hidden, inter] bf16
 };

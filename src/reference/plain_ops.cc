@@ -84,6 +84,22 @@ class ReferencePlainOps final : public PlainOps {
     });
   }
 
+  void scale_rows(const ConstTensorView& x, const ConstTensorView& positions, const ConstTensorView& factor,
+                  const TensorView& out, Stream /*stream*/) const override {
+    require_same_rows(x, out);
+    SNAPMLA_ASSERT(is_tensor(positions, DType::kI32, 1) && positions.dim(0) == x.dim(0));
+    SNAPMLA_ASSERT(is_tensor(factor, DType::kF32, 1));
+    parallel_for(x.dim(0), grain_of(x.dim(1)), [&](std::int64_t i) {
+      const std::int32_t position = positions.as<std::int32_t>()[i];
+      SNAPMLA_REQUIRE(position >= 0 && position < factor.dim(0), "scale_rows", "positions must lie in [0, ",
+                      factor.dim(0), "); got ", position, " at ", i);
+      const float by = factor.as<float>()[position];
+      const Bf16* from = x.as<Bf16>() + i * x.stride(0);
+      Bf16* to = out.as<Bf16>() + i * out.stride(0);
+      for (std::int64_t d = 0; d < x.dim(1); ++d) to[d] = to_bf16(to_float(from[d]) * by);
+    });
+  }
+
   void silu_mul(const ConstTensorView& gate, const ConstTensorView& up, const TensorView& out,
                 Stream /*stream*/) const override {
     require_same_rows(gate, up);

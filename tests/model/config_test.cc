@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "config_files.h"
+#include "model/position_tables.h"
 #include "snapmla/error.h"
 #include "support/checkpoint.h"
 #include "support/temp_dir.h"
@@ -345,6 +346,19 @@ TEST(RopeTable, YarnSlowsTheSlowPairsOnly) {
     EXPECT_NEAR(table[static_cast<std::size_t>(64 + i)], growth * std::cos(angle), 1e-6) << i;
     EXPECT_NEAR(table[static_cast<std::size_t>(96 + i)], growth * std::sin(angle), 1e-6) << i;
   }
+}
+
+TEST(QueryGrowthTable, GrowsWithTheContextsBefore) {
+  ModelConfig config = load(tiny_config());
+  EXPECT_TRUE(query_growth_table(config, 10).empty());
+  config.query_growth = 0.5;
+  config.query_growth_every = 4;
+  const std::vector<float> table = query_growth_table(config, 13);
+  ASSERT_EQ(table.size(), 13U);
+  EXPECT_EQ(table[3], 1.0F);
+  EXPECT_FLOAT_EQ(table[4], static_cast<float>(1 + 0.5 * std::log(2.0)));
+  EXPECT_EQ(table[7], table[4]);
+  EXPECT_FLOAT_EQ(table[12], static_cast<float>(1 + 0.5 * std::log(4.0)));
 }
 
 }  // namespace

@@ -122,6 +122,123 @@ TEST(Families, LongcatsErrorsUseItsOwnNames) {
   EXPECT_THAT(error_of([&] { load(config); }).what(), HasSubstr("\"ffn_hidden_size\" is missing"));
 }
 
+/// Of a layout as Mistral Large 3's, small.
+json mistral_params() {
+  return {{"dim", 64},
+          {"n_layers", 3},
+          {"head_dim", 96},
+          {"hidden_dim", 96},
+          {"n_heads", 2},
+          {"n_kv_heads", 2},
+          {"norm_eps", 1e-6},
+          {"rope_theta", 10000.0},
+          {"vocab_size", 300},
+          {"tied_embeddings", false},
+          {"max_position_embeddings", 294912},
+          {"q_lora_rank", 24},
+          {"kv_lora_rank", 512},
+          {"qk_nope_head_dim", 32},
+          {"qk_rope_head_dim", 64},
+          {"v_head_dim", 32},
+          {"llama_4_scaling", {{"original_max_position_embeddings", 8192}, {"beta", 0.1}}},
+          {"yarn",
+           {{"factor", 36},
+            {"original_max_position_embeddings", 8192},
+            {"beta", 32},
+            {"alpha", 1},
+            {"apply_scale", false}}},
+          {"moe",
+           {{"num_experts", 8},
+            {"num_experts_per_tok", 2},
+            {"num_expert_groups", 1},
+            {"num_expert_groups_per_tok", 1},
+            {"routed_scale", 1.0},
+            {"expert_hidden_dim", 32},
+            {"num_shared_experts", 1},
+            {"route_every_n", 1},
+            {"first_k_dense_replace", 1}}}};
+}
+
+ModelConfig load_params(const json& params) {
+  const testing::TempDir dir;
+  testing::write_file(dir.file("params.json"), params.dump());
+  return load_config(dir.path());
+}
+
+TEST(Families, ReadsMistralsParams) {
+  const ModelConfig config = load_params(mistral_params());
+  EXPECT_EQ(config.family, Family::kMistral4);
+  EXPECT_EQ(config.model_type, "mistral4");
+  EXPECT_EQ(config.names, NameStyle::kMistral);
+  EXPECT_EQ(config.hidden, 64);
+  EXPECT_EQ(config.num_layers, 3);
+  EXPECT_EQ(config.intermediate, 96);
+  EXPECT_EQ(config.max_position, 294912);
+  EXPECT_THAT(config.expert_layers, ElementsAre(false, true, true));
+  EXPECT_EQ(config.num_experts, 8);
+  EXPECT_EQ(config.top_k, 2);
+  EXPECT_EQ(config.num_shared_experts, 1);
+  EXPECT_EQ(config.scoring, Scoring::kSoftmax);
+  EXPECT_TRUE(config.normalize_weights);
+  EXPECT_EQ(config.router_bias, Presence::kNever);
+  EXPECT_DOUBLE_EQ(config.yarn.factor, 36);
+  EXPECT_DOUBLE_EQ(config.yarn.beta_fast, 32);
+  EXPECT_DOUBLE_EQ(config.yarn.beta_slow, 1);
+  EXPECT_DOUBLE_EQ(config.yarn.cos_sin_factor, 1);
+  EXPECT_DOUBLE_EQ(config.query_growth, 0.1);
+  EXPECT_EQ(config.query_growth_every, 8192);
+  EXPECT_FLOAT_EQ(config.softmax_scale, static_cast<float>(1 / std::sqrt(96.0))) << "apply_scale is false";
+  EXPECT_EQ(config.bos_token, 1);
+  EXPECT_THAT(config.stop_tokens, ElementsAre(2));
+
+  json scaled = mistral_params();
+  scaled["yarn"].erase("apply_scale");
+  const double mscale = 0.1 * std::log(36.0) + 1;
+  EXPECT_FLOAT_EQ(load_params(scaled).softmax_scale, static_cast<float>(mscale * mscale / std::sqrt(96.0)));
+  EXPECT_DOUBLE_EQ(load_params(scaled).yarn.cos_sin_factor, 1);
+}
+
+TEST(Families, MistralsErrorsUseItsOwnNames) {
+  json params = mistral_params();
+  params["moe"]["num_experts_per_tok"] = 9;
+  EXPECT_THAT(
+      error_of([&] { load_params(params); }).what(),
+      HasSubstr("params.json: field \"moe.num_experts_per_tok\" must be an integer from 1 to 8; got 9"));
+  params = mistral_params();
+  params["yarn"]["beta"] = 0.5;
+  EXPECT_THAT(error_of([&] { load_params(params); }).what(),
+              HasSubstr("\"yarn.beta\" must not be below beta_slow"));
+  params = mistral_params();
+  params.erase("dim");
+  EXPECT_THAT(error_of([&] { load_params(params); }).what(), HasSubstr("\"dim\" is missing"));
+  params = mistral_params();
+  params.erase("kv_lora_rank");
+  EXPECT_THAT(error_of([&] { load_params(params); }).what(), HasSubstr("must describe a model with MLA"));
+  params = mistral_params();
+  params["moe"]["use_load_balancing_bias"] = true;
+  EXPECT_EQ(error_of([&] { load_params(params); }).code(), ErrorCode::kUnsupported);
+}
+
+TEST(Families, Mistral4CountsTheRotatedPartOfAHead) {
+  json config =
+      config_of("mistral4", {"scoring_func", "topk_method", "first_k_dense_replace", "rope_scaling"});
+  config["rope_parameters"] = {{"rope_type", "yarn"},
+                               {"factor", 36.0},
+                               {"original_max_position_embeddings", 8192},
+                               {"attention_factor", 1.0},
+                               {"llama_4_scaling_beta", 0.1},
+                               {"partial_rotary_factor", 64.0 / 96}};
+  EXPECT_EQ(load(config).names, NameStyle::kStacked);
+  EXPECT_DOUBLE_EQ(load(config).query_growth, 0.1);
+  EXPECT_FLOAT_EQ(load(config).softmax_scale, static_cast<float>(1 / std::sqrt(96.0)));
+  EXPECT_THAT(load(config).expert_layers, ElementsAre(true, true));
+  config["rope_parameters"]["partial_rotary_factor"] = 1;
+  EXPECT_THAT(error_of([&] { load(config); }).what(),
+              HasSubstr("\"rope_parameters.partial_rotary_factor\" must be 0.666667; got 1"));
+  config["kv_lora_rank"] = 256;  // Mistral Small 4
+  EXPECT_THAT(error_of([&] { load(config); }).what(), HasSubstr("\"kv_lora_rank\" must be 512"));
+}
+
 struct Refused {
   json config;
   const char* text;
@@ -140,7 +257,7 @@ TEST(Families, WhatIsRefusedIsNamedWithWhatItWouldNeed) {
   const std::vector<Refused> cases = {
       {config_of("llama"),
        "must be one of deepseek_v2, deepseek_v3, kimi_k2, glm4_moe_lite, youtu, axk1, "
-       "longcat_flash; got \"llama\""},
+       "longcat_flash, mistral4; got \"llama\""},
       {config_of("deepseek_v32"), sparse},
       {config_of("deepseek_v4"), sparse},
       {config_of("glm_moe_dsa"), sparse},

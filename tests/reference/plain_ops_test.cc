@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "core/bf16.h"
 #include "reference/norm_rope.h"
 #include "reference/ops.h"
 #include "support/random_tensors.h"
@@ -60,6 +61,12 @@ TEST(RmsNorm, IsTheRowFunctionOnEveryRow) {
     reference_ops::rms_norm_row(x.data() + r * kStride, weight.data(), 1e-6F, kDim, expected.data());
     ASSERT_TRUE(same_bits(y.data() + r * kStride, expected.data(), kDim)) << r;
   }
+  std::vector<Bf16> over = x;
+  ops().rms_norm(rows_of(over), ConstTensorView(weight.data(), DType::kBF16, {kDim}), 1e-6F, rows_of(over),
+                 {});
+  for (int r = 0; r < kRows; ++r) {
+    ASSERT_TRUE(same_bits(over.data() + r * kStride, y.data() + r * kStride, kDim)) << r;
+  }
 }
 
 TEST(Rope, RotatesEveryHeadByItsTokensPosition) {
@@ -87,6 +94,27 @@ TEST(Rope, RotatesEveryHeadByItsTokensPosition) {
   }
   positions[2] = kPositions;
   expect_code(ErrorCode::kInvalidArgument, [&] { ops().rope(x_view, rope, y_view, {}); });
+}
+
+TEST(ScaleRows, MultipliesEveryRowByItsPositionsFactor) {
+  const std::vector<Bf16> x = random_bf16(kRows * kStride, 1);
+  const std::vector<float> factor = testing::random_floats(7, 2);
+  std::vector<std::int32_t> positions(kRows);
+  for (std::size_t r = 0; r < kRows; ++r) positions[r] = static_cast<std::int32_t>(r * 3 % 7);
+  const ConstTensorView position_view(positions.data(), DType::kI32, {kRows});
+  const ConstTensorView factor_view(factor.data(), DType::kF32, {7});
+  std::vector<Bf16> y = x;  // over itself
+  ops().scale_rows(rows_of(y), position_view, factor_view, rows_of(y), {});
+  for (int r = 0; r < kRows; ++r) {
+    const float by = factor[static_cast<std::size_t>(positions[static_cast<std::size_t>(r)])];
+    for (int d = 0; d < kDim; ++d) {
+      const auto at = static_cast<std::size_t>(r * kStride + d);
+      ASSERT_EQ(y[at].bits, to_bf16(to_float(x[at]) * by).bits) << r << ' ' << d;
+    }
+  }
+  positions[2] = 7;
+  expect_code(ErrorCode::kInvalidArgument,
+              [&] { ops().scale_rows(rows_of(y), position_view, factor_view, rows_of(y), {}); });
 }
 
 TEST(SiluMul, MatchesFp64) {

@@ -178,11 +178,15 @@ class TensorMaker {
   void add_experts(const std::string& prefix) {
     const std::int64_t experts = field("n_routed_experts");
     const std::int64_t inter = field("moe_intermediate_size");
+    const bool stacked = family_ == "mistral4";
     add(prefix + "gate.weight", {experts, hidden_});
-    if (family_ != "deepseek_v2" && family_ != "axk1") {
+    if (stacked) {
+      add(prefix + "experts.gate_up_proj", {experts, 2 * inter, hidden_});
+      add(prefix + "experts.down_proj", {experts, hidden_, inter});
+    } else if (family_ != "deepseek_v2" && family_ != "axk1") {
       add(prefix + "gate.e_score_correction_bias", {experts});
     }
-    for (std::int64_t expert = 0; expert < experts; ++expert) {
+    for (std::int64_t expert = 0; !stacked && expert < experts; ++expert) {
       add_mlp(prefix + "experts." + std::to_string(expert) + ".", inter);
     }
     if (field("n_shared_experts") > 0) add_mlp(prefix + "shared_experts.", inter * field("n_shared_experts"));

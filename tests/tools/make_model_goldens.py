@@ -28,6 +28,7 @@ import tempfile
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Mistral4ForCausalLM
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 OUT = pathlib.Path(__file__).resolve().parent.parent / "data" / "goldens"
 PROMPT_TOKENS = 132
@@ -246,6 +247,38 @@ MODELS = {
             "mscale_all_dim": 1.0,
         },
     },
+    # DeepSeek-V3's way of storing weights: FP8 with a scale a block; sizes that blocks do not divide.
+    "v3_fp8": {
+        **DEEPSEEK,
+        "test_query_gain": 2.3,
+        "model_type": "deepseek_v3",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "hidden_size": 160,
+        "intermediate_size": 192,
+        "moe_intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 144,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "quantization_config": {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [128, 128],
+        },
+    },
     # GLM-4.7-Flash: its head count and head widths, and a pattern of layers of its own.
     "glm4_moe_lite": {
         "num_hidden_layers": 2,
@@ -360,7 +393,7 @@ MODELS = {
         "n_group": 1,
         "topk_group": 1,
         "norm_topk_prob": True,
-        "routed_scaling_factor": 1.0,
+        "routed_scaling_factor": 6.0,
         "attention_bias": False,
         "tie_word_embeddings": False,
         "rope_parameters": {
@@ -537,6 +570,22 @@ def tensor_shapes(config):
     return shapes
 
 
+def is_quantized(name, shape):
+    """What DeepSeek-V3 stores in FP8: all matrices of a layer but the router."""
+    return len(shape) == 2 and ".layers." in name and not name.endswith("gate.weight")
+
+
+def through_fp8(bits, blocks):
+    """bf16 bits -> fp32 values after FP8 with a scale a block: tests/support/checkpoint.h makes the same codes."""
+    values = torch.from_numpy((bits.astype(np.uint32) << 16).view(np.float32))
+    for top in range(0, values.shape[0], blocks[0]):
+        for left in range(0, values.shape[1], blocks[1]):
+            block = values[top : top + blocks[0], left : left + blocks[1]]
+            scale = block.abs().max() / 448
+            block.copy_((block / scale).to(torch.float8_e4m3fn).float() * scale)
+    return values.numpy()
+
+
 def add_identity_experts(config, tensors):
     """transformers wants gate and up projections of the identity experts, which no checkpoint has: zeros."""
     shape = (config["expert_ffn_hidden_size"], config["hidden_size"])
@@ -554,10 +603,16 @@ def write_folder(folder, config, seed):
     }
     if config["model_type"] == "longcat_flash":
         add_identity_experts(config, tensors)
+    if "quantization_config" in config:  # transformers cannot read blocks that do not divide a matrix
+        blocks = config["quantization_config"]["weight_block_size"]
+        for name, values in tensors.items():
+            if is_quantized(name, values.shape):
+                tensors[name] = through_fp8(values, blocks)
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
     for name, values in tensors.items():
-        begin, shape = len(data), values.shape
+        begin, dtype = len(data), "F32" if values.dtype == np.float32 else "BF16"
         data += values.tobytes()
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, len(data)]}
+        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [begin, len(data)]}
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
@@ -682,6 +737,14 @@ def check_attention(config, fp32, tokens):
         print(f"  layer {layer}: attention logit std {std:.2f}")
 
 
+def check_fp8():
+    """A scale multiplies, one a block of 128 x 128."""
+    codes = torch.randn(256, 384).to(torch.float8_e4m3fn)
+    scales = torch.rand(2, 3) + 0.5
+    expected = codes.float() * scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    assert torch.equal(Fp8Dequantize(None)._dequantize_one(codes, scales, torch.float32), expected)
+
+
 def check_transformers(config, model):
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scale = (config["qk_nope_head_dim"] + config["qk_rope_head_dim"]) ** -0.5
@@ -740,6 +803,7 @@ def make(name):
 
 def main():
     torch.set_num_threads(1)
+    check_fp8()
     OUT.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or MODELS:
         make(name)
