@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
+
+from ._library import require
 
 LATENT_DIM = 512
 ROPE_DIM = 64
@@ -15,18 +19,12 @@ _ROPE_AT = PAGE_TOKENS * LATENT_DIM
 _SCALE_AT = _ROPE_AT + PAGE_TOKENS * ROPE_DIM * 2
 
 
-def _require(condition: bool, text: str) -> None:
-    if not condition:
-        raise ValueError(f"[cache] {text}")
+_require = functools.partial(require, "cache")
 
 
 def _token_bytes(format: str) -> int:
-    _require(format in _TOKEN_BYTES, f"format must be fp8 or bf16; got {format!r}")
+    _require(format in _TOKEN_BYTES, "format must be fp8 or bf16", format)
     return _TOKEN_BYTES[format]
-
-
-def _tensor_text(tensor: torch.Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 class PagedCache:
@@ -70,10 +68,10 @@ class PagedCache:
             ValueError: a negative count, another format, or a stride that is too small or not a multiple of 16.
         """
         page_bytes = PAGE_TOKENS * _token_bytes(format)
-        _require(num_pages >= 0, f"num_pages must not be negative; got {num_pages}")
+        _require(num_pages >= 0, "num_pages must not be negative", num_pages)
         stride = page_bytes if page_stride is None else page_stride
         _require(stride >= page_bytes and stride % 16 == 0,
-                 f"page_stride must be a multiple of 16 and at least {page_bytes} for {format} pages; got {stride}")
+                 f"page_stride must be a multiple of 16 and at least {page_bytes} for {format} pages", stride)
         if format == "fp8":
             return cls.from_records(torch.empty(num_pages, stride, dtype=torch.uint8, device=device))
         rows = torch.empty(num_pages, stride // 2, dtype=torch.bfloat16, device=device)
@@ -98,13 +96,12 @@ class PagedCache:
                 dense = dense and (extent == 1 or stride == width)
                 width *= extent
             _require(dense and width >= page_bytes,
-                     f"FP8 records must be uint8 [num_pages, at least {page_bytes}], dense within a page; got "
-                     f"{_tensor_text(records)} with strides {list(records.stride())}")
+                     "FP8 records must be uint8 [num_pages, at least 41216], dense within a page", records)
             return cls("fp8", records.shape[0], records if records.dim() == 2 else records.flatten(1))
         rows = records.squeeze(2) if records.dim() == 4 and records.shape[2] == 1 else records
         _require(rows.dtype == torch.bfloat16 and rows.dim() == 3 and tuple(rows.shape[1:]) == (PAGE_TOKENS, TOKEN_DIM),
                  "records must be uint8 [num_pages, bytes] (FP8) or bfloat16 [num_pages, 64, 576] or "
-                 f"[num_pages, 64, 1, 576] (BF16); got {_tensor_text(records)}")
+                 "[num_pages, 64, 1, 576] (BF16)", records)
         return cls("bf16", rows.shape[0], rows)
 
     @classmethod
@@ -124,13 +121,13 @@ class PagedCache:
         fp8 = latent.dtype == torch.float8_e4m3fn
         pages = latent.shape[0] if latent.dim() else 0
         _require((fp8 or latent.dtype == torch.bfloat16) and tuple(latent.shape) == (pages, PAGE_TOKENS, LATENT_DIM),
-                 f"latent must be float8_e4m3fn or bfloat16 [num_pages, 64, 512]; got {_tensor_text(latent)}")
+                 "latent must be float8_e4m3fn or bfloat16 [num_pages, 64, 512]", latent)
         _require(rope.dtype == torch.bfloat16 and tuple(rope.shape) == (pages, PAGE_TOKENS, ROPE_DIM),
-                 f"rope must be bfloat16 [{pages}, 64, 64]; got {_tensor_text(rope)}")
+                 f"rope must be bfloat16 [{pages}, 64, 64]", rope)
         _require((scale is not None) == fp8, "scale must be given for FP8 planes, and only there")
         if scale is not None:
             _require(scale.dtype == torch.float32 and tuple(scale.shape) == (pages, PAGE_TOKENS),
-                     f"scale must be float32 [{pages}, 64]; got {_tensor_text(scale)}")
+                     f"scale must be float32 [{pages}, 64]", scale)
         return cls("fp8" if fp8 else "bf16", pages, None, (latent, rope, scale))
 
     @property
@@ -186,7 +183,7 @@ def pack(kv: torch.Tensor, format: str = "fp8", *, scale_rule: str = "pow2") -> 
         A new pool on kv's device.
     """
     _require(kv.dtype == torch.bfloat16 and kv.dim() == 3 and tuple(kv.shape[1:]) == (PAGE_TOKENS, TOKEN_DIM),
-             f"kv must be bfloat16 [num_pages, 64, 576]; got {_tensor_text(kv)}")
+             "kv must be bfloat16 [num_pages, 64, 576]", kv)
     cache = PagedCache.allocate(kv.shape[0], format, device=kv.device)
     latent, rope = kv[..., :LATENT_DIM].float(), kv[..., LATENT_DIM:].float()
     if format == "bf16":
@@ -214,7 +211,7 @@ def quantization_scale(amax: torch.Tensor, scale_rule: str = "pow2") -> torch.Te
     "pow2": the smallest power of two >= amax / 448, exponent within +-40, and 1 where amax is 0, NaN or infinite.
     "amax": max(amax, 1e-26) / 448, the rule of the SnapMLA paper (arXiv 2602.10718), 1 where amax is NaN or infinite.
     """
-    _require(scale_rule in ("pow2", "amax"), f"scale_rule must be pow2 or amax; got {scale_rule!r}")
+    _require(scale_rule in ("pow2", "amax"), "scale_rule must be pow2 or amax", scale_rule)
     finite = torch.isfinite(amax)
     if scale_rule == "amax":
         # A division by a number would become a product with its reciprocal on CUDA, which rounds otherwise.

@@ -20,6 +20,19 @@ def load() -> None:
     torch.ops.load_library(str(_LIBRARY))
 
 
+def require(what: str, condition: bool, rule: str, *got: object) -> None:
+    """Throws ValueError `[what] rule; got ...`. The words are found only then: some rules are looked at in every call."""
+    if not condition:
+        raise ValueError(f"[{what}] {rule}" + ("; got " + ", ".join(map(_words, got)) if got else ""))
+
+
+def _words(got: object) -> str:
+    if not isinstance(got, torch.Tensor):
+        return repr(got)
+    text = f"{str(got.dtype).removeprefix('torch.')} {list(got.shape)}"
+    return text if got.is_contiguous() else f"{text} with strides {list(got.stride())}"
+
+
 def python_error(op: str, error: RuntimeError) -> Exception:
     """The exception a Python user expects, with the text of the C++ core.
 

@@ -14,12 +14,16 @@ cache. It quantizes q itself; k_cache must be written by snapmla.append_kv.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 
 from ._cache import LATENT_DIM, PAGE_TOKENS, TOKEN_DIM, PagedCache
+from ._library import require
 from ._ops import decode, quantize_q
 from ._plan import Plan, plan
+
+_require = functools.partial(require, "flash_mla")
 
 __all__ = ["SchedMeta", "flash_mla_with_fp8_kvcache", "flash_mla_with_kvcache", "get_mla_metadata"]
 
@@ -87,10 +91,11 @@ def flash_mla_with_kvcache(
                   extra_indices_in_kvcache=extra_indices_in_kvcache, topk_length=topk_length,
                   extra_topk_length=extra_topk_length)
     for name, value in sparse.items():
-        _require(value is None, f"{name} must be None: there is no sparse attention here")
+        if value is not None:
+            raise ValueError(f"[flash_mla] {name} must be None: there is no sparse attention here")
     _require(k_cache.dtype == torch.bfloat16 and k_cache.dim() == 4
              and tuple(k_cache.shape[1:]) == (PAGE_TOKENS, 1, TOKEN_DIM),
-             f"k_cache must be bfloat16 [num_pages, 64, 1, 576]; got {_text(k_cache)}")
+             "k_cache must be bfloat16 [num_pages, 64, 1, 576]", k_cache)
     return _decode(q, PagedCache.from_records(k_cache), block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata,
                    num_splits, softmax_scale, causal)
 
@@ -120,31 +125,23 @@ def flash_mla_with_fp8_kvcache(
                    causal)
 
 
-def _require(condition: bool, text: str) -> None:
-    if not condition:
-        raise ValueError(f"[flash_mla] {text}")
-
-
-def _text(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
 def _decode(q, cache, block_table, cache_seqlens, head_dim_v, meta, num_splits, softmax_scale, causal):
     _require(isinstance(meta, SchedMeta), "tile_scheduler_metadata must come from snapmla.flash_mla.get_mla_metadata")
     _require(num_splits is None, "num_splits must be None")
-    _require(head_dim_v == LATENT_DIM, f"head_dim_v must be 512; got {head_dim_v}")
+    _require(head_dim_v == LATENT_DIM, "head_dim_v must be 512", head_dim_v)
     _require(block_table is not None and cache_seqlens is not None, "block_table and cache_seqlens must be given")
     _require(q.dtype == torch.bfloat16 and q.dim() == 4 and q.shape[3] == TOKEN_DIM,
-             f"q must be bfloat16 [batch, s, heads, 576]; got {_text(q)}")
+             "q must be bfloat16 [batch, s, heads, 576]", q)
     _, s, heads, _ = q.shape
     config = (*q.shape[:3], causal, cache.format, q.device)
     if meta.plan is None:
         meta.plan, meta.config = plan(cache_seqlens, rows=s * heads), config
-    _require(meta.config == config, f"tile_scheduler_metadata was planned for {meta.config} "
-             f"(batch, s, heads, causal, format, device); got {config}")
+    if meta.config != config:
+        raise ValueError(f"[flash_mla] tile_scheduler_metadata was planned for {meta.config} "
+                         f"(batch, s, heads, causal, format, device); got {config}")
     if q.stride(3) != 1 or q.stride(1) != heads * q.stride(2) and s > 1:
         q = q.contiguous()  # decode takes the rows of a request where they are evenly spaced
-    latent, rope = q.split((LATENT_DIM, TOKEN_DIM - LATENT_DIM), -1)
+    latent, rope = q[..., :LATENT_DIM], q[..., LATENT_DIM:]
     query = quantize_q(latent, rope) if cache.format == "fp8" else (latent, rope, None)
     scale = TOKEN_DIM**-0.5 if softmax_scale is None else softmax_scale
     out, lse = decode(*query, cache, block_table, cache_seqlens, meta.plan, scale, causal=causal)
