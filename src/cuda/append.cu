@@ -1,5 +1,7 @@
 // append_kv: RMSNorm, RoPE, quantize (for FP8 pages) and scatter in one launch, a warp a token. As the
 // reference, bit for bit (NaN aside; device/row.cuh says how far that holds for the norm).
+#include "cuda/device/launch.h"
+#include "cuda/device/ptx.cuh"
 #include "cuda/device/row.cuh"
 #include "cuda/ops.h"
 #include "cuda/require.h"
@@ -32,6 +34,8 @@ __device__ __forceinline__ T* row_at(const CachePlane& plane, std::int64_t slot)
 /// Grid: a warp a token. kAligned: rows of kv, and norm_weight, start at multiples of 16 bytes.
 template <bool kAligned, Target kTarget>
 __global__ void __launch_bounds__(kWarps* kWarpLanes) append_kernel(const __grid_constant__ AppendArgs args) {
+  launch_next_grid();
+  wait_for_previous_grid();
   const std::int64_t token = std::int64_t{blockIdx.x} * kWarps + warp_index();
   if (token >= args.num_tokens) return;
   const int lane = lane_index();
@@ -89,8 +93,7 @@ void append_kv(const AppendKvParams& params, cudaStream_t stream) {
                   "; got ", args.num_tokens);
   const bool aligned = rows_aligned(params.kv, kVectorBytes) && is_aligned(args.norm_weight, kVectorBytes);
   const auto kernel = aligned ? kernel_for<true>(params) : kernel_for<false>(params);
-  kernel<<<static_cast<unsigned>(num_blocks), kWarps * kWarpLanes, 0, stream>>>(args);
-  SNAPMLA_CUDA(cudaGetLastError());
+  launch_overlapped(kernel, dim3(static_cast<unsigned>(num_blocks)), kWarps * kWarpLanes, 0, stream, args);
 }
 
 }  // namespace snapmla::cuda_ops

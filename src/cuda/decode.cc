@@ -25,8 +25,11 @@ void require_pointers(const DecodeParams& params) {
 }  // namespace
 
 std::int64_t decode_workspace_bytes(const PlanShape& shape, int s, int heads) {
-  return std::int64_t{shape.max_items} * s * heads * (kLatentDim + 1) *
-         static_cast<std::int64_t>(sizeof(float));
+  // lse, scale, up to a border of 128 bytes, and out in the wider of the two formats
+  const std::int64_t items = shape.max_items;
+  const std::int64_t rows = std::int64_t{s} * heads;
+  const std::int64_t floats = items * rows + items + 31 + items * rows * kLatentDim;
+  return floats * static_cast<std::int64_t>(sizeof(float));
 }
 
 void decode(const DecodeParams& params, cudaStream_t stream) {

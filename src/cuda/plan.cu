@@ -135,6 +135,7 @@ __global__ void __launch_bounds__(kMaxThreads) plan_kernel(const __grid_constant
       for (int w = item.worker + 1; w <= shape.num_workers; ++w) args.worker_offsets[w] = num_items;
     }
   }
+  __threadfence();  // what comes next on the stream reads the plan as soon as it starts (device/launch.h)
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 //
 // Bound by memory: a row is 1,152 bytes in and 644 out. A warp does a row, so that all of its loads are in
 // flight before the first use, and nothing goes through shared memory.
+#include "cuda/device/launch.h"
+#include "cuda/device/ptx.cuh"
 #include "cuda/device/row.cuh"
 #include "cuda/ops.h"
 #include "cuda/require.h"
@@ -32,6 +34,8 @@ struct QuantizeArgs {
 /// Grid: a warp a row. kAligned: rows of q_latent start at multiples of 16 bytes, those of q_rope of 4.
 template <bool kAligned, ScaleRule kRule>
 __global__ void __launch_bounds__(kWarps* kWarpLanes) quantize_kernel(const QuantizeArgs args) {
+  launch_next_grid();
+  wait_for_previous_grid();
   const std::uint32_t row = blockIdx.x * kWarps + warp_index();
   if (row >= args.num_rows) return;
   const int lane = lane_index();
@@ -85,8 +89,8 @@ void quantize_q(const QuantizeQParams& params, cudaStream_t stream) {
           ? (exact ? quantize_kernel<true, ScaleRule::kPowerOfTwo> : quantize_kernel<true, ScaleRule::kAmax>)
           : (exact ? quantize_kernel<false, ScaleRule::kPowerOfTwo>
                    : quantize_kernel<false, ScaleRule::kAmax>);
-  kernel<<<(args.num_rows + kWarps - 1) / kWarps, kWarps * kWarpLanes, 0, stream>>>(args);
-  SNAPMLA_CUDA(cudaGetLastError());
+  launch_overlapped(kernel, dim3((args.num_rows + kWarps - 1) / kWarps), kWarps * kWarpLanes, 0, stream,
+                    args);
 }
 
 }  // namespace snapmla::cuda_ops

@@ -301,7 +301,7 @@ __device__ __forceinline__ void store_out(const float (&out)[2][64], const Args&
               odd != 0 ? make_uint2(other, high) : make_uint2(low, other);
       }
     } else {
-      float* g_out = (to.alone ? static_cast<float*>(args.out) : args.partial_out) + at + 2 * c;
+      float* g_out = static_cast<float*>(to.alone ? args.out : args.partial_out) + at + 2 * c;
 #pragma unroll
       for (int j = 0; j < 32; ++j) {
         if (real) *reinterpret_cast<float2*>(g_out + 8 * j) = make_float2(value(j, 0), value(j, 1));

@@ -17,6 +17,7 @@ namespace snapmla::cuda_ops::fp8 {
 
 inline constexpr int kNumSlots = 2;                 ///< pairs in shared memory
 inline constexpr int kThreads = 512;                ///< four warpgroups
+inline constexpr int kLoadThread = 384;             ///< first of warpgroup 3
 inline constexpr int kScoreWarps = 4;               ///< warpgroup 0: QK and softmax
 inline constexpr int kValueWarps = 8;               ///< warpgroups 1 and 2: PV, 256 dims each
 inline constexpr int kCleanerWarps = 3;             ///< warpgroup 3 but for the loading warp
@@ -52,8 +53,7 @@ enum Barrier : std::uint32_t {
   kWeightsEmpty = kWeightsFull + kNumSlots,
   kTailIssued = kWeightsEmpty + kNumSlots,  ///< an item's last, partly filled pair is on its way
   kTailClean = kTailIssued + kNumSlots,     ///< its unused tokens are zero
-  kScoresDone = kTailClean + kNumSlots,     ///< QK of a pair done
-  kSumsFull = kScoresDone + kNumSlots,      ///< 1 / (448 row sums) of an item published
+  kSumsFull = kTailClean + kNumSlots,       ///< 1 / (448 row sums) of an item published
   kSumsEmpty,
   kNumBarriers
 };

@@ -36,7 +36,6 @@ __device__ __forceinline__ void init_barriers(std::uint32_t s_base) {
   init(kWeightsEmpty, kNumSlots, kValueWarps);
   init(kTailIssued, kNumSlots, 1);
   init(kTailClean, kNumSlots, kCleanerWarps);
-  init(kScoresDone, kNumSlots, kScoreWarps);
   init(kSumsFull, 1, kScoreWarps);
   init(kSumsEmpty, 1, kValueWarps);
   fence_barrier_init();
@@ -52,10 +51,19 @@ __device__ __forceinline__ void run_loads(const Args& args, const Maps& maps, st
     const std::int32_t* table =
         args.block_table + item.request * args.block_table_stride + item.first / kPageTokens;
     const int pages = item.pages();
+    const auto page_at = [&](int page) { return page < pages ? table[page] : -1; };
+    int page0 = page_at(0);
+    int page1 = page_at(1);
     for (int page = 0; page < pages; page += 2, ++n) {
-      load_pair(args, maps.latent, maps.rope, s_base, n, table[page],
-                page + 1 < pages ? table[page + 1] : -1);
-      if (page == 0) load_query(maps.q_latent, maps.q_rope, s_base, item.request, first_row, queries++);
+      // The first queries find their place free, and all else waits for them: an SM takes in some 50 bytes a cycle.
+      // Later ones wait for QK of the item before, and pages must not wait with them.
+      if (n == 0) load_query(maps, s_base, item.request, first_row, queries++);
+      // and the second pair of every CTA waits for the first of all
+      if (n == 1) wait(barrier(s_base, kEvenFull), 0);
+      load_pair(args, maps, s_base, n, page0, page1);
+      page0 = page_at(page + 2);
+      page1 = page_at(page + 3);
+      if (page == 0 && n > 0) load_query(maps, s_base, item.request, first_row, queries++);
     }
     if (item.has_tail()) arrive(barrier(s_base, kTailIssued + (n - 1) % kNumSlots));
   }
@@ -84,19 +92,24 @@ __device__ __forceinline__ void score_pair(RowPair& row, std::uint32_t s_base, i
   const std::uint32_t s_value_scales = s_base + Shared::kValueScales + warp * kScalesBytes + 8 * (lane % 4);
   float x[64];
   issue_scores(x, s_base, n);
-  const float k = prepare_scales(s_base, n, tokens, negative, warp, lane);
+  const PairScales scales = prepare_scales(s_base, n, tokens, negative, warp, lane);
   ScaleRing ring;
   ring.fill(s_key_scales);
   wait(barrier(s_base, kWeightsEmpty + slot), ((n / kNumSlots) & 1) ^ 1);
   mma_wait<0>();
   pin(x);
   if (lane == 0) {
-    arrive(barrier(s_base, kScoresDone + slot));
     arrive(barrier(s_base, kRopeEmpty + slot));
     if (last) arrive(barrier(s_base, kQueryEmpty));
   }
+  const bool one_scale = scales.one && !masked;
+  float factor[2] = {row.factor[0], row.factor[1]};
   float m[2];
-  if (masked) {
+  if (one_scale) {
+    largest_scores(x, m);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) factor[r] *= scales.largest;
+  } else if (masked) {
     scale_scores<true>(x, ring, visible, s_key_scales, s_value_scales, lane % 4, m);
   } else {
     scale_scores<false>(x, ring, visible, s_key_scales, s_value_scales, lane % 4, m);
@@ -105,24 +118,40 @@ __device__ __forceinline__ void score_pair(RowPair& row, std::uint32_t s_base, i
   for (int r = 0; r < 2; ++r) {
     m[r] = fmaxf(m[r], __shfl_xor_sync(~0U, m[r], 1));
     m[r] = fmaxf(m[r], __shfl_xor_sync(~0U, m[r], 2));
-    m[r] = fmaxf(m[r] * row.factor[r], kMinusLarge);
+    m[r] = fmaxf(m[r] * factor[r], kMinusLarge);
   }
+  const Moves moves = publish_gains(row, m, scales.k, first, s_base, slot, warp, lane);
+  const std::uint32_t s_weights = s_base + Shared::kWeights + slot * kWeightBytes;
   float sum[2];
-  store_weights(x, ring, row.factor, m, s_value_scales, s_base + Shared::kWeights + slot * kWeightBytes, warp,
-                lane, sum);
-  publish_gains(row, m, sum, k, first, s_base, slot, warp, lane);
+  if (one_scale) {
+    const float to_range = kE4m3Max * scales.largest * reciprocal_fast(scales.k);
+    const float log_range = log2_fast(to_range);
+    const float shift[2] = {log_range - m[0], log_range - m[1]};
+    store_weights<true>(x, ring, factor, shift, s_value_scales, s_weights, warp, lane, sum);
+    const float from_range = reciprocal_fast(to_range);
+    sum[0] *= from_range;
+    sum[1] *= from_range;
+  } else {
+    const float shift[2] = {-m[0], -m[1]};
+    store_weights<false>(x, ring, factor, shift, s_value_scales, s_weights, warp, lane, sum);
+  }
   fence_async_shared();
   __syncwarp();
   if (lane == 0) arrive(barrier(s_base, kWeightsFull + slot));
+#pragma unroll
+  for (int r = 0; r < 2; ++r) row.sum[r] = fmaf(moves.gain[r], sum[r], moves.keep[r] * row.sum[r]);
+  row.scale = fmaxf(row.scale, scales.k);
 }
 
-/// The item's lse to memory and 1 / (448 sum) to the PV warpgroups. A row that saw nothing has sum 0: out 0, lse -inf.
+/// The item's lse to memory and 1 / (448 sum) to the PV warpgroups, for a partial in units of its scale. A row that
+/// saw nothing has sum 0: out 0, lse -inf.
 __device__ __forceinline__ void finish_rows(const RowPair& row, const Args& args, const Item& item,
                                             std::uint32_t s_base, int items_done, int first_row, int warp,
                                             int lane) {
   wait(barrier(s_base, kSumsEmpty), (items_done & 1) ^ 1);
   float* g_lse = item.alone ? args.lse : args.partial_lse;
   const std::int64_t block = item.alone ? item.request : item.partial;
+  const float to_range = item.alone ? kE4m3Max : kE4m3Max * row.scale;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float sum = row.sum[r];
@@ -130,13 +159,15 @@ __device__ __forceinline__ void finish_rows(const RowPair& row, const Args& args
     sum += __shfl_xor_sync(~0U, sum, 2);
     const int in_tile = warp * 16 + lane / 4 + 8 * r;
     if (lane % 4 != 0) continue;
-    store_shared(s_base + Shared::kSums + 4 * row_place(in_tile), sum == 0 ? 0.0F : 1.0F / (kE4m3Max * sum));
+    store_shared(s_base + Shared::kSums + 4 * row_place(in_tile),
+                 sum == 0 ? 0.0F : reciprocal_fast(to_range * sum));
     if (first_row + in_tile < args.rows) {
       constexpr float kLn2 = 0.693147181F;
       g_lse[block * args.rows + first_row + in_tile] =
-          sum == 0 ? -INFINITY : kLn2 * (row.reference[r] + log2f(sum));
+          sum == 0 ? -INFINITY : kLn2 * (row.reference[r] + log2_fast(sum));
     }
   }
+  if (threadIdx.x == 0 && first_row == 0 && !item.alone) args.partial_scale[item.partial] = row.scale;
   __syncwarp();
   if (lane == 0) arrive(barrier(s_base, kSumsFull));
 }
@@ -174,20 +205,14 @@ __device__ __forceinline__ void run_scores(const Args& args, std::uint32_t s_bas
 
 /// PV of one pair over all m-tiles; ends with the first fragments of pair n + 1 loaded if `more`. Registers
 /// are what is scarce: gains take the place of fragments whose products are done.
-///
-/// `behind_scores`: waits for QK of pair n + 1, and so runs beside its softmax, when the tensor core is free,
-/// instead of beside its QK. Worth 2 % at 128 rows and 7 % at 256; at 64 and fewer, where memory is the limit,
-/// it costs 3 %, since pages are held longer (H200, 2026-11-25).
 __device__ __forceinline__ void add_values(float (&out)[kNumMTiles][32], std::uint32_t (&fragment)[4][4],
                                            const ValueLane& values, std::uint32_t s_base, int n, bool more,
-                                           bool next_tail, std::uint32_t next_tail_parity, bool behind_scores,
-                                           int lane) {
+                                           bool next_tail, std::uint32_t next_tail_parity, int lane) {
   const std::uint32_t slot = n % kNumSlots;
   const std::uint32_t next = slot ^ 1;
   const int c = lane % 4;
   const Descriptor weights = k_major(s_base + Shared::kWeights + slot * kWeightBytes, 1024, Swizzle::k128B);
   wait(barrier(s_base, kWeightsFull + slot), (n / kNumSlots) & 1);
-  if (behind_scores && more) wait(barrier(s_base, kScoresDone + next), ((n + 1) / kNumSlots) & 1);
 #pragma unroll
   for (int mt = 0; mt < kNumMTiles; ++mt) {
     float sum[32];
@@ -251,7 +276,7 @@ __device__ __forceinline__ void run_values(const Args& args, std::uint32_t s_bas
         for (int k = 0; k < 4; ++k) load_values(fragment[k], values, n % kNumSlots, 0, k);
       }
       add_values(out, fragment, values, s_base, n, pair + 1 < pairs, tail && pair + 2 == pairs,
-                 (tails >> ((n + 1) % kNumSlots)) & 1, args.tiles > 1, lane);
+                 (tails >> ((n + 1) % kNumSlots)) & 1, lane);
     }
     if (tail) tails ^= 1U << ((n - 1) % kNumSlots);
     wait(barrier(s_base, kSumsFull), (index - begin) & 1);
@@ -269,20 +294,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int group = __shfl_sync(~0U, warp / 4, 0);
-  if (threadIdx.x == 0) init_barriers(s_base);
-  __syncthreads();
-  wait_for_previous_grid();
   launch_next_grid();
+  if (threadIdx.x == kLoadThread) init_barriers(s_base);
   const int worker = static_cast<int>(blockIdx.x) / args.tiles;
   const int first_row = static_cast<int>(blockIdx.x) % args.tiles * kTileRows;
   const int begin = args.worker_offsets[worker];
   const int end = args.worker_offsets[worker + 1];
+  if (threadIdx.x == kLoadThread) prefetch_maps(maps);
+  __syncthreads();
+  wait_for_previous_grid();
   if (group == 0) {
     lower_registers<kScoreRegisters>();
     run_scores(args, s_base, begin, end, first_row, warp, lane);
   } else if (group == 3) {
     lower_registers<kLoadRegisters>();
-    if (threadIdx.x == 384) run_loads(args, maps, s_base, begin, end, first_row);
+    if (threadIdx.x == kLoadThread) run_loads(args, maps, s_base, begin, end, first_row);
     if (warp > 12) run_cleaning(args, s_base, begin, end, static_cast<int>(threadIdx.x) - 13 * 32);
   } else {
     raise_registers<kValueRegisters>();

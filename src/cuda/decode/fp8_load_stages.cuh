@@ -37,10 +37,17 @@ __device__ __forceinline__ Item load_item(const Args& args, int index) {
   return item;
 }
 
-/// One pair into its slot, part by part as the parts become free.
-__device__ __forceinline__ void load_pair(const Args& args, const CUtensorMap& latent_map,
-                                          const CUtensorMap& rope_map, std::uint32_t s_base, int n, int page0,
-                                          int page1) {
+/// Fetches the maps ahead of their first use. One thread.
+__device__ __forceinline__ void prefetch_maps(const Maps& maps) {
+  prefetch_map(&maps.latent);
+  prefetch_map(&maps.rope);
+  prefetch_map(&maps.q_latent);
+  prefetch_map(&maps.q_rope);
+}
+
+/// One pair into its slot, part by part in the order in which the parts come free.
+__device__ __forceinline__ void load_pair(const Args& args, const Maps& maps, std::uint32_t s_base, int n,
+                                          int page0, int page1) {
   const std::uint32_t slot = n % kNumSlots;
   const std::uint32_t freed = ((n / kNumSlots) & 1) ^ 1;
   const std::uint32_t s_slot = s_base + Shared::kSlots + slot * kSlotBytes;
@@ -56,15 +63,14 @@ __device__ __forceinline__ void load_pair(const Args& args, const CUtensorMap& l
     const std::uint32_t full = barrier(s_base, full_barrier + slot);
     wait(barrier(s_base, empty_barrier + slot), freed);
     arrive_expect(full, 2 * pages * kPageChunkBytes);
-    chunk(latent_map, index, full);
-    chunk(latent_map, index + 2, full);
+    chunk(maps.latent, index, full);
+    chunk(maps.latent, index + 2, full);
   };
-  // in the order in which the parts come free
   const std::uint32_t full = barrier(s_base, kRopeFull + slot);
   const std::uint32_t s_scales = s_base + Shared::kScales + slot * kScalesBytes;
   wait(barrier(s_base, kRopeEmpty + slot), freed);
   arrive_expect(full, pages * (kPageChunkBytes + kPageTokens * 4));
-  chunk(rope_map, kRopeChunk, full);
+  chunk(maps.rope, kRopeChunk, full);
   copy_bulk(s_scales, args.scale + page0 * args.scale_page_stride, kPageTokens * 4, full);
   if (two)
     copy_bulk(s_scales + kPageTokens * 4, args.scale + page1 * args.scale_page_stride, kPageTokens * 4, full);
@@ -73,14 +79,16 @@ __device__ __forceinline__ void load_pair(const Args& args, const CUtensorMap& l
 }
 
 /// The 64 query rows of this CTA; rows past the request's last arrive as zeros.
-__device__ __forceinline__ void load_query(const CUtensorMap& latent_map, const CUtensorMap& rope_map,
-                                           std::uint32_t s_base, int request, int first_row, int items_done) {
+__device__ __forceinline__ void load_query(const Maps& maps, std::uint32_t s_base, int request, int first_row,
+                                           int items_done) {
   const std::uint32_t full = barrier(s_base, kQueryFull);
   wait(barrier(s_base, kQueryEmpty), (items_done & 1) ^ 1);
   arrive_expect(full, kChunks * kQueryChunkBytes);
   for (int i = 0; i < kLatentChunks; ++i)
-    copy_tile(s_base + Shared::kQuery + i * kQueryChunkBytes, &latent_map, i * 128, first_row, request, full);
-  copy_tile(s_base + Shared::kQuery + kRopeChunk * kQueryChunkBytes, &rope_map, 0, first_row, request, full);
+    copy_tile(s_base + Shared::kQuery + i * kQueryChunkBytes, &maps.q_latent, i * 128, first_row, request,
+              full);
+  copy_tile(s_base + Shared::kQuery + kRopeChunk * kQueryChunkBytes, &maps.q_rope, 0, first_row, request,
+            full);
 }
 
 /// Zeroes the latents past the last token of an item: their weights are 0, but 0 * NaN is not. QK may still

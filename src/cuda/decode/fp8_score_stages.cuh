@@ -59,18 +59,27 @@ __device__ __forceinline__ float power_of_two_above(float x) {
   return __uint_as_float((__float_as_uint(x) + 0x007FFFFFU) & 0xFF800000U);
 }
 
+/// A pair's scales as a warp sees them.
+struct PairScales {
+  float k;        ///< K
+  float largest;  ///< of the pair's tokens
+  bool one;       ///< 128 tokens with one scale: the product with it leaves the softmax
+};
+
 /// What the softmax needs of the scales, worked out once a warp while the tensor core is busy: the scale for
 /// the logit, with the sign of the softmax scale, and 448 / K * scale for P, which is 0 for tokens past the
-/// end, whatever lies there. Returns K.
-__device__ __forceinline__ float prepare_scales(std::uint32_t s_base, int n, int tokens, bool negative,
-                                                int warp, int lane) {
+/// end, whatever lies there.
+__device__ __forceinline__ PairScales prepare_scales(std::uint32_t s_base, int n, int tokens, bool negative,
+                                                     int warp, int lane) {
   const float4 scale =
       load_shared<float4>(s_base + Shared::kScales + (n % kNumSlots) * kScalesBytes + 16 * lane);
   const auto used = [&](int i, float x) { return 4 * lane + i < tokens ? x : 0.0F; };
   const float4 valid = {used(0, scale.x), used(1, scale.y), used(2, scale.z), used(3, scale.w)};
-  float largest = fmaxf(fmaxf(valid.x, valid.y), fmaxf(valid.z, valid.w));
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0U, largest, step));
+  // positive floats order as their bits do
+  const auto bits = [](float x, float y) { return __float_as_uint(fmaxf(x, y)); };
+  const float largest =
+      __uint_as_float(__reduce_max_sync(~0U, max(bits(valid.x, valid.y), bits(valid.z, valid.w))));
+  const bool same = valid.x == largest && valid.y == largest && valid.z == largest && valid.w == largest;
   const float k = power_of_two_above(largest);
   const float to_range = kE4m3Max * reciprocal_fast(k);
   const float sign = negative ? -1.0F : 1.0F;
@@ -79,7 +88,7 @@ __device__ __forceinline__ float prepare_scales(std::uint32_t s_base, int n, int
   store_shared(s_base + Shared::kValueScales + warp * kScalesBytes + 16 * lane,
                float4{to_range * valid.x, to_range * valid.y, to_range * valid.z, to_range * valid.w});
   __syncwarp();
-  return k;
+  return {.k = k, .largest = largest, .one = __all_sync(~0U, same) && !negative};
 }
 
 /// The two query rows a lane of warpgroup 0 works on, g and g + 8 of its warp's 16.
@@ -88,6 +97,7 @@ struct RowPair {
   int sees[2];         ///< tokens of the request each row sees
   float reference[2];  ///< of O and sum
   float sum[2];        ///< this lane's share
+  float scale;         ///< the largest K so far
 };
 
 // A warp a scheduler does the softmax alone, so what it waits for is latency: shared loads run eight tiles
@@ -137,14 +147,27 @@ __device__ __forceinline__ void scale_scores(float (&acc)[64], ScaleRing& ring, 
   for (int r = 0; r < 2; ++r) largest[r] = fmaxf(partial[r][0], partial[r][1]);
 }
 
-/// P into its tile, and the lane's share of the sums of p.
+/// The largest of each row.
+__device__ __forceinline__ void largest_scores(const float (&acc)[64], float (&largest)[2]) {
+  float most[4];
+#pragma unroll
+  for (int e = 0; e < 4; ++e) most[e] = acc[e];
+#pragma unroll
+  for (int i = 4; i < 64; ++i) most[i % 4] = fmaxf(most[i % 4], acc[i]);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) largest[r] = fmaxf(most[2 * r], most[2 * r + 1]);
+}
+
+/// P into its tile, and the lane's share of the sums of 2^(x * factor + shift). Those are p, and P is p times the
+/// token's value scale; with kOneScale `shift` has brought them to P's range already.
+template <bool kOneScale>
 __device__ __forceinline__ void store_weights(const float (&x)[64], ScaleRing& ring, const float (&factor)[2],
-                                              const float (&m)[2], std::uint32_t s_value_scales,
+                                              const float (&shift)[2], std::uint32_t s_value_scales,
                                               std::uint32_t s_weights, int warp, int lane, float (&sum)[2]) {
-  lane = opaque(lane);
+  const auto l = static_cast<std::uint32_t>(opaque(lane));
   // stmatrix: lanes 0-7 give the rows g of the first 16 positions, 8-15 of the next 16, 16-31 the rows g + 8
-  const std::uint32_t row = warp * 16 + (lane / 16) * 8 + lane % 8;
-  const std::uint32_t unit = (lane / 8) % 2;
+  const std::uint32_t row = warp * 16 + (l / 16) * 8 + l % 8;
+  const std::uint32_t unit = (l / 8) % 2;
   float partial[2][2] = {};
 #pragma unroll
   for (int run = 0; run < 4; ++run) {  // of 32 tokens
@@ -155,14 +178,16 @@ __device__ __forceinline__ void store_weights(const float (&x)[64], ScaleRing& r
 #pragma unroll
       for (int tile = 0; tile < 2; ++tile) {
         const int j = 4 * run + 2 * half + tile;
-        const float2 scale =
-            j < kTiles - kAhead ? ring.take(j, s_value_scales, s_value_scales) : ring.scale[j % kAhead];
+        float2 scale;
+        if (!kOneScale) {
+          scale = j < kTiles - kAhead ? ring.take(j, s_value_scales, s_value_scales) : ring.scale[j % kAhead];
+        }
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int r = e / 2;
-          const float p = exp2_fast(fmaf(x[4 * j + e], factor[r], -m[r]));
+          const float p = exp2_fast(fmaf(x[4 * j + e], factor[r], shift[r]));
           partial[r][e % 2] += p;
-          f[4 * tile + e] = p * (e % 2 == 0 ? scale.x : scale.y);
+          f[4 * tile + e] = kOneScale ? p : p * (e % 2 == 0 ? scale.x : scale.y);
         }
       }
       codes[half] = pack_e4m3(f[0], f[1], f[4], f[5]);
@@ -174,37 +199,43 @@ __device__ __forceinline__ void store_weights(const float (&x)[64], ScaleRing& r
   for (int r = 0; r < 2; ++r) sum[r] = partial[r][0] + partial[r][1];
 }
 
-/// Moves the rows' references where they must move, and publishes what PV multiplies T and O with.
-__device__ __forceinline__ void publish_gains(RowPair& row, const float (&m)[2], const float (&sum)[2],
-                                              float k, bool first, std::uint32_t s_base, std::uint32_t slot,
-                                              int warp, int lane) {
-  lane = opaque(lane);
+/// How the rows' references move with a pair: O and the sums so far are multiplied by `keep`, what the pair adds
+/// by `gain`.
+struct Moves {
   float keep[2];
   float gain[2];
-  bool moved = false;
+};
+
+/// Moves the references where they must move, which is rare, and publishes what PV multiplies T and O with.
+__device__ __forceinline__ Moves publish_gains(RowPair& row, const float (&m)[2], float k, bool first,
+                                               std::uint32_t s_base, std::uint32_t slot, int warp, int lane) {
+  const auto l = static_cast<std::uint32_t>(opaque(lane));
+  // row_place(16 warp + lane / 4) and that of 8 rows further, 2 on
+  const std::uint32_t s_place = s_base + slot * kRowFloatsBytes + 64 * warp + 16 * (l / 8) + 4 * (l / 4 % 2);
+  float ahead[2] = {m[0] - row.reference[0], m[1] - row.reference[1]};
+  Moves moves{.keep = {1, 1}, .gain = {}};
+  const bool any = __any_sync(~0U, first || fmaxf(ahead[0], ahead[1]) > kMaxGain);
+  if (any) {
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const bool moves = first || m[r] - row.reference[r] > kMaxGain;
-    keep[r] = moves ? exp2_fast(row.reference[r] - m[r]) : 1.0F;
-    row.reference[r] = moves ? m[r] : row.reference[r];
-    gain[r] = exp2_fast(m[r] - row.reference[r]);
-    row.sum[r] = fmaf(gain[r], sum[r], first ? 0.0F : keep[r] * row.sum[r]);
-    moved = moved || (moves && !first);
+    for (int r = 0; r < 2; ++r) {
+      if (!first && ahead[r] <= kMaxGain) continue;
+      moves.keep[r] = first ? 0.0F : exp2_fast(-ahead[r]);
+      row.reference[r] = m[r];
+      ahead[r] = 0;
+    }
+    if (l % 4 == 0) {
+      store_shared(s_place + Shared::kKeeps, moves.keep[0]);
+      store_shared(s_place + Shared::kKeeps + 8, moves.keep[1]);
+    }
   }
-  const int top = row_place(warp * 16 + lane / 4);
-  const int bottom = row_place(warp * 16 + lane / 4 + 8);
-  if (lane % 4 == 0) {
-    const std::uint32_t s_gains = s_base + Shared::kGains + slot * kRowFloatsBytes;
-    store_shared(s_gains + 4 * top, gain[0] * k);
-    store_shared(s_gains + 4 * bottom, gain[1] * k);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) moves.gain[r] = exp2_fast(ahead[r]);
+  if (l % 4 == 0) {
+    store_shared(s_place + Shared::kGains, moves.gain[0] * k);
+    store_shared(s_place + Shared::kGains + 8, moves.gain[1] * k);
   }
-  const bool any = __any_sync(~0U, moved);
-  if (lane == 0) store_shared(s_base + Shared::kMoved + slot * 16 + warp * 4, any ? 1 : 0);
-  if (any && lane % 4 == 0) {
-    const std::uint32_t s_keeps = s_base + Shared::kKeeps + slot * kRowFloatsBytes;
-    store_shared(s_keeps + 4 * top, keep[0]);
-    store_shared(s_keeps + 4 * bottom, keep[1]);
-  }
+  if (l == 0) store_shared(s_base + Shared::kMoved + slot * 16 + warp * 4, any && !first ? 1 : 0);
+  return moves;
 }
 
 }  // namespace snapmla::cuda_ops::fp8

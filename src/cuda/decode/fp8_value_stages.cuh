@@ -2,6 +2,8 @@
 // memory. Formulas: fp8_score_stages.cuh; the order of tokens and dims in registers: layout.cuh.
 #pragma once
 
+#include <cstddef>
+
 #include "cuda/decode/fp8_load_stages.cuh"
 #include "cuda/device/wgmma.cuh"
 
@@ -74,38 +76,59 @@ __device__ __forceinline__ void promote(float (&out)[32], const float (&sum)[32]
   }
 }
 
-/// O / sum to where the item's result belongs. A lane holds, of rows 8j + 2c and 8j + 2c + 1, dims 2g, 2g + 1.
-__device__ __forceinline__ void store_out(const float (&out)[kNumMTiles][32], const Args& args,
-                                          const Item& item, std::uint32_t s_base, int first_row,
-                                          int first_dim, int c) {
-  c = opaque(c);
-  first_row = opaque(first_row);
-  first_dim = opaque(first_dim);
-  const bool bf16 = item.alone && !args.out_f32;
-  float* g_float = item.alone ? static_cast<float*>(args.out) : args.partial_out;
-  const std::int64_t block = item.alone ? item.request : item.partial;
+/// How results leave the kernel.
+enum class Stored { kBf16, kF32, kHalf };
+
+/// O / sum to the tile's rows, the first of which begins at `to` (dims of this lane first). A lane holds, of rows
+/// 8j + 2c and 8j + 2c + 1, dims 2g, 2g + 1 of each m-tile. All offsets are constants: this code runs once an item,
+/// and what it waits for is its own instructions.
+template <Stored kStored>
+__device__ __forceinline__ void store_tile(const float (&out)[kNumMTiles][32], std::uint32_t s_sums, int rows,
+                                           int c, std::byte* to) {
+  constexpr int kElementBytes = kStored == Stored::kF32 ? 4 : 2;
+  to += 2 * c * kLatentDim * kElementBytes;
+  rows -= 2 * c;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float4 inverse = load_shared<float4>(s_base + Shared::kSums + 64 * i + 16 * c);
+    const float4 inverse = load_shared<float4>(s_sums + 64 * i + 16 * c);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
+      const int row = 16 * i + 8 * (e / 2) + e % 2;
+      if (row >= rows) continue;
       const float factor = e == 0 ? inverse.x : e == 1 ? inverse.y : e == 2 ? inverse.z : inverse.w;
-      const int row = first_row + 16 * i + 8 * (e / 2) + 2 * c + e % 2;
-      if (row >= args.rows) continue;
-      const std::int64_t at = (block * args.rows + row) * kLatentDim + first_dim;
 #pragma unroll
       for (int mt = 0; mt < kNumMTiles; ++mt) {
         const int d = 8 * i + 4 * (e / 2) + e % 2;
         const float even = out[mt][d] * factor;
         const float odd = out[mt][d + 2] * factor;
-        if (bf16) {
-          *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(args.out) + at + 64 * mt) =
-              pack_bf16(even, odd);
+        std::byte* const at = to + (row * kLatentDim + 64 * mt) * kElementBytes;
+        if constexpr (kStored == Stored::kF32) {
+          *reinterpret_cast<float2*>(at) = make_float2(even, odd);
         } else {
-          *reinterpret_cast<float2*>(g_float + at + 64 * mt) = make_float2(even, odd);
+          *reinterpret_cast<std::uint32_t*>(at) =
+              kStored == Stored::kBf16 ? pack_bf16(even, odd) : pack_half(even, odd);
         }
       }
     }
+  }
+}
+
+/// The item's result to where it belongs: the output, or half a partial in units of the item's scale, which is in
+/// the factors already.
+__device__ __forceinline__ void store_out(const float (&out)[kNumMTiles][32], const Args& args,
+                                          const Item& item, std::uint32_t s_base, int first_row,
+                                          int first_dim, int c) {
+  c = opaque(c);
+  const std::uint32_t s_sums = s_base + Shared::kSums;
+  const int rows = args.rows - first_row;
+  const std::int64_t block = item.alone ? item.request : item.partial;
+  const std::int64_t element = (block * args.rows + first_row) * kLatentDim + opaque(first_dim);
+  if (!item.alone) {
+    store_tile<Stored::kHalf>(out, s_sums, rows, c, static_cast<std::byte*>(args.partial_out) + 2 * element);
+  } else if (args.out_f32) {
+    store_tile<Stored::kF32>(out, s_sums, rows, c, static_cast<std::byte*>(args.out) + 4 * element);
+  } else {
+    store_tile<Stored::kBf16>(out, s_sums, rows, c, static_cast<std::byte*>(args.out) + 2 * element);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "core/plan_rule.h"
+#include "cuda/device/launch.h"
 #include "cuda/device/tensor_map.h"
 #include "cuda/ops.h"
 #include "snapmla/attention.h"
@@ -24,8 +25,9 @@ struct Work {
   std::int64_t block_table_stride;  ///< elements a request
   void* out;                        ///< [batch, rows, 512]
   float* lse;                       ///< [batch, rows]
-  float* partial_out;               ///< [max_items, rows, 512]
+  void* partial_out;                ///< [max_items, rows, 512]
   float* partial_lse;               ///< [max_items, rows]
+  float* partial_scale;             ///< [max_items], FP8 alone
   float logit_factor;               ///< softmax_scale * log2(e)
   int s;
   int heads;
@@ -52,6 +54,7 @@ inline Work make_work(const DecodeParams& params) {
           .lse = params.lse.as<float>(),
           .partial_out = partials.out,
           .partial_lse = partials.lse,
+          .partial_scale = partials.scale,
           .logit_factor = static_cast<float>(params.softmax_scale * kLog2E),
           .s = static_cast<int>(s),
           .heads = static_cast<int>(heads),
@@ -78,23 +81,14 @@ inline Maps make_maps(const DecodeParams& params) {
           .rope = make_page_map(cache.rope, DType::kBF16, kRopeDim, cache.num_pages)};
 }
 
-/// Launches a decode kernel, num_workers x tiles CTAs, so that it may start before the kernel ahead of it on
-/// the stream has ended; kernels wait for that one's results themselves (wait_for_previous_grid).
+/// Launches a decode kernel, num_workers x tiles CTAs, overlapped with the kernel ahead of it on the stream.
 template <class Args>
 void launch_decode(void (*kernel)(Args, Maps), const Args& args, const DecodeParams& params, int threads,
                    int shared_bytes, cudaStream_t stream) {
   SNAPMLA_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(params.plan.shape.num_workers * args.tiles));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
-  SNAPMLA_CUDA(cudaLaunchKernelEx(&config, kernel, args, make_maps(params)));
+  const dim3 grid(static_cast<unsigned>(params.plan.shape.num_workers * args.tiles));
+  launch_overlapped(kernel, grid, static_cast<unsigned>(threads), static_cast<std::size_t>(shared_bytes),
+                    stream, args, make_maps(params));
 }
 
 }  // namespace snapmla::cuda_ops

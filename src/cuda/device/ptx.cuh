@@ -129,9 +129,26 @@ __device__ __forceinline__ void copy_tile(std::uint32_t s_dst, const CUtensorMap
       : "memory");
 }
 
+/// Brings the map's box at (column, row, page) to L2; nothing where it lies outside the map.
+__device__ __forceinline__ void prefetch_tile(const CUtensorMap* map, int column, int row, int page) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(column),
+               "r"(row), "r"(page)
+               : "memory");
+}
+
 /// Fetches a tensor map into the descriptor cache ahead of its first use.
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/// Copies 16 bytes to shared memory past L1, behind this thread's back ("cp.async").
+__device__ __forceinline__ void copy_async_16(std::uint32_t s_dst, const void* g_src) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(s_dst), "l"(g_src) : "memory");
+}
+
+/// Waits for all of this thread's copy_async_16; what they brought is then there for this thread.
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 // --- Ordinary shared memory by its 32-bit address ("ld", "st") ---
@@ -241,6 +258,12 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+/// e^x for x <= 0, off by 2^-22 + |x| 2^-24 relative; -inf gives 0.
+__device__ __forceinline__ float exp_fast(float x) {
+  constexpr float kLog2E = 1.44269504F;
+  return exp2_fast(x * kLog2E);
+}
+
 /// log2(x), absolute error at most 2^-22 on (0.5, 2); -inf for 0 and subnormals.
 __device__ __forceinline__ float log2_fast(float x) {
   float y = 0;
@@ -274,6 +297,27 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float x0, float x1) {
   std::uint32_t packed = 0;
   asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(packed) : "f"(x0), "f"(x1));
   return packed;
+}
+
+/// Two f16, x0 in the lower half; rounded to nearest even.
+__device__ __forceinline__ std::uint32_t pack_half(float x0, float x1) {
+  std::uint32_t packed = 0;
+  asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(packed) : "f"(x0), "f"(x1));
+  return packed;
+}
+
+/// The two f16 of pack_half.
+__device__ __forceinline__ float2 unpack_half(std::uint32_t packed) {
+  float2 x = make_float2(0, 0);
+  asm("{\n"
+      ".reg .f16 low, high;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "cvt.f32.f16 %0, low;\n"
+      "cvt.f32.f16 %1, high;\n"
+      "}\n"
+      : "=f"(x.x), "=f"(x.y)
+      : "r"(packed));
+  return x;
 }
 
 /// Four bytes picked from the eight of {b, a}: nibble i of kSelector says which (0-3 of a, 4-7 of b) is byte
