@@ -51,7 +51,7 @@ class ByteBpe {
     std::int32_t next = -1;
   };
   struct Hash {
-    using is_transparent = void;
+    using is_transparent = void;  // NOLINT(readability-identifier-naming): the standard's name
     std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
   };
   using Ids = std::unordered_map<std::string, std::int32_t, Hash, std::equal_to<>>;

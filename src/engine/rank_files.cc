@@ -159,6 +159,7 @@ std::vector<std::string> read_tekken_vocab(const JsonNode& root, std::int32_t co
 
 std::vector<AddedToken> read_tekken_special(const JsonNode& root, std::int32_t count) {
   std::vector<AddedToken> tokens;
+  tokens.reserve(static_cast<std::size_t>(count));
   for (std::int32_t id = 0; id < count; ++id)
     tokens.push_back({.content = "<SPECIAL_" + std::to_string(id) + ">", .id = id, .special = true});
   const JsonNode list = root.at("special_tokens");
