@@ -30,11 +30,10 @@ int usage_error(const CLI::App& program, const CLI::ParseError& error) {
   const auto subs = program.get_subcommands();
   if (subs.empty() && dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
     const std::vector<std::string> words = program.remaining();
-    return report(
-        fmt::format(
-            "[usage] a COMMAND is needed: run, eval, bench, inspect or doctor; got {}; see snapmla --help",
-            words.empty() ? "none" : "'" + words.front() + "'"),
-        kUsageError);
+    return report(fmt::format("[usage] a COMMAND is needed: run, chat, eval, bench, inspect or doctor; got "
+                              "{}; see snapmla --help",
+                              words.empty() ? "none" : "'" + words.front() + "'"),
+                  kUsageError);
   }
   std::string command = "snapmla";
   for (const CLI::App* app = &program; !app->get_subcommands().empty();) {
@@ -55,13 +54,14 @@ int run(int argc, const char* const* argv) {
       "shows both.\n\nExamples:\n"
       "  snapmla run -p \"In the beginning\"              stream text from the bundled model\n"
       "  snapmla run --compare -p \"In the beginning\"    FP8 cache beside BF16 cache\n"
+      "  snapmla chat DIR                               talk with a model through its chat template\n"
       "  snapmla eval --passkey                         what FP8 costs in quality\n"
       "  snapmla bench kernel --check                   how fast the attention ops are\n"
       "  snapmla inspect models/tiny-mla --gib 16       what fits\n"
       "  snapmla doctor                                 what this machine can run");
-  const std::array commands{snapmla::apps::add_run(program), snapmla::apps::add_eval(program),
-                            snapmla::apps::add_bench(program), snapmla::apps::add_inspect(program),
-                            snapmla::apps::add_doctor(program)};
+  const std::array commands{snapmla::apps::add_run(program),     snapmla::apps::add_chat(program),
+                            snapmla::apps::add_eval(program),    snapmla::apps::add_bench(program),
+                            snapmla::apps::add_inspect(program), snapmla::apps::add_doctor(program)};
   snapmla::apps::name_environment(program);
   try {
     program.parse(argc, argv);

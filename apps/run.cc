@@ -4,8 +4,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <functional>
-#include <limits>
 #include <memory>
 #include <optional>
 
@@ -14,6 +12,7 @@
 #include "common.h"
 #include "engine/tokenizer.h"
 #include "evaluation.h"
+#include "generation.h"
 #include "model/config.h"
 #include "run_report.h"
 #include "snapmla/backend.h"
@@ -27,13 +26,7 @@ struct RunOptions {
   CommonOptions common{};
   std::optional<std::string> prompt;
   std::string prompt_file;
-  int max_tokens = 128;
-  std::optional<float> temperature;
-  std::optional<int> top_k;
-  std::optional<float> top_p;
-  std::uint64_t seed = 0;
-  std::vector<std::string> stop;
-  bool ignore_eos = false;
+  GenerationOptions generation{};
   std::string kv_cache_dtype = "fp8";
   bool compare = false;
 };
@@ -50,19 +43,6 @@ std::string read_prompt(const RunOptions& options) {
   return text;
 }
 
-Request make_request(const RunOptions& options, const std::vector<std::int32_t>& prompt,
-                     const ModelConfig& config) {
-  return {.prompt_tokens = prompt,
-          .max_tokens = options.max_tokens,
-          .sampling = {.temperature = options.temperature.value_or(config.default_temperature),
-                       .top_k = options.top_k.value_or(config.default_top_k),
-                       .top_p = options.top_p.value_or(config.default_top_p),
-                       .seed = options.seed},
-          .stop = options.stop,
-          .ignore_eos = options.ignore_eos,
-          .forced_tokens = {}};
-}
-
 Engine make_engine(const RunOptions& options, CacheFormat format) {
   EngineOptions engine = engine_options(options.common, format);
   engine.max_batch = 1;
@@ -73,11 +53,6 @@ Engine make_engine(const RunOptions& options, CacheFormat format) {
   return made;
 }
 
-/// Shows text of the model as it comes: bytes as they are, but on a terminal.
-void show_model_text(std::string_view text) {
-  write_stdout(isatty(STDOUT_FILENO) == 1 ? without_controls(text) : std::string(text));
-}
-
 /// Two tokens that nobody sees, so that threads and memory are awake when two caches are timed.
 void warm_up(Engine& engine, const std::vector<std::int32_t>& prompt) {
   engine.submit(
@@ -85,42 +60,13 @@ void warm_up(Engine& engine, const std::vector<std::int32_t>& prompt) {
   while (!engine.idle()) engine.step();
 }
 
-EngineStats difference(const EngineStats& after, const EngineStats& before) {
-  EngineStats stats = after;
-  stats.prompt_tokens -= before.prompt_tokens;
-  stats.generated_tokens -= before.generated_tokens;
-  stats.prefill_seconds -= before.prefill_seconds;
-  stats.decode_seconds -= before.decode_seconds;
-  stats.decode_steps -= before.decode_steps;
-  return stats;
-}
-
-/// Runs one request to its end; a signal cancels it, and what came so far is returned.
-Generation generate(Engine& engine, const Request& request,
-                    const std::function<void(std::string_view)>& emit) {
-  Generation result{.format = engine.options().cache_format, .layers = engine.config().num_layers};
-  const EngineStats before = engine.stats();
-  const RequestId id = engine.submit(request);
-  while (!engine.idle()) {
-    if (pending_signal() != 0) engine.cancel(id);
-    for (const TokenEvent& event : engine.step()) {
-      if (event.token >= 0) result.tokens.push_back(event.token);
-      if (!event.text.empty()) emit(event.text);
-      result.text += event.text;
-      if (event.finish != FinishReason::kNone) result.finish = event.finish;
-    }
-  }
-  result.stats = difference(engine.stats(), before);
-  return result;
-}
-
 int run_one(const RunOptions& options) {
   const std::string prompt = read_prompt(options);
-  Engine engine =
-      make_engine(options, options.kv_cache_dtype == "bf16" ? CacheFormat::kBf16 : CacheFormat::kFp8);
+  Engine engine = make_engine(options, parse_cache_format(options.kv_cache_dtype));
   const Style style = make_style(STDOUT_FILENO, options.common.color);
   const bool json = options.common.json;
-  const Request request = make_request(options, engine.tokenizer().encode(prompt), engine.config());
+  const Request request =
+      make_request(options.generation, engine.tokenizer().encode(prompt), engine.config());
   if (!json && isatty(STDOUT_FILENO) == 1) write_stdout(style.bold(without_controls(prompt)));
   const Generation generation = generate(engine, request, [json](std::string_view text) {
     if (!json) show_model_text(text);
@@ -170,7 +116,7 @@ int run_compare(const RunOptions& options) {
     if (!json) write_stdout(text);
   };
   const std::vector<std::int32_t> tokens = fp8_engine.tokenizer().encode(prompt);
-  const Request request = make_request(options, tokens, fp8_engine.config());
+  const Request request = make_request(options.generation, tokens, fp8_engine.config());
 
   show(title(fp8_engine, backend_by_name(options.common.backend), style));
   show("\n" + style.bold("Prompt") + "\n" + prompt + "\n");
@@ -212,34 +158,6 @@ void add_prompt_options(CLI::App& app, RunOptions& options) {
                  "break at its end is dropped")
       ->excludes(prompt)
       ->option_text("FILE");
-  app.add_option("-n,--max-tokens", options.max_tokens, "generated tokens at most")
-      ->transform(human_size(1))
-      ->option_text("N")
-      ->capture_default_str();
-  app.add_option("--stop", options.stop, "end the text before this string; may be given several times")
-      ->allow_extra_args(false)
-      ->option_text("TEXT");
-  app.add_flag("--ignore-eos", options.ignore_eos, "go on past the model's stop tokens");
-}
-
-void add_sampling_options(CLI::App& app, RunOptions& options) {
-  constexpr double kAny = std::numeric_limits<double>::infinity();
-  app.add_option("--temperature", options.temperature,
-                 "0: the most likely token, always (default: the model's generation_config.json, else 0)")
-      ->check(finite_number(0, true, kAny))
-      ->option_text("X");
-  app.add_option("--top-k", options.top_k,
-                 "sample from the K most likely tokens; 0: all (default: the model's)")
-      ->check(CLI::Range(0, std::numeric_limits<int>::max()))
-      ->option_text("K");
-  app.add_option("--top-p", options.top_p,
-                 "sample from the most likely tokens of total probability P (default: the model's, else 1)")
-      ->check(finite_number(0, false, 1))
-      ->option_text("P");
-  app.add_option("--seed", options.seed, "same seed, same text")
-      ->check(seed_number())
-      ->option_text("N")
-      ->capture_default_str();
 }
 
 }  // namespace
@@ -249,12 +167,8 @@ Command add_run(CLI::App& program) {
   CLI::App* app = program.add_subcommand("run", "Stream text from a prompt");
   add_model_option(*app, options->common);
   add_prompt_options(*app, *options);
-  add_sampling_options(*app, *options);
-  CLI::Option* dtype = app->add_option("--kv-cache-dtype", options->kv_cache_dtype,
-                                       "fp8 (644 bytes a token a layer) or bf16 (1,152)")
-                           ->check(CLI::IsMember({"fp8", "bf16"}))
-                           ->option_text("DTYPE")
-                           ->capture_default_str();
+  add_generation_options(*app, options->generation);
+  CLI::Option* dtype = add_cache_option(*app, options->kv_cache_dtype);
   app->add_flag("--compare", options->compare, "run both caches and show how far their outputs differ")
       ->excludes(dtype);
   add_engine_options(*app, options->common);
