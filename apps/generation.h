@@ -16,11 +16,11 @@ namespace snapmla::apps {
 
 struct GenerationOptions {
   int max_tokens = 128;
-  std::optional<float> temperature;
-  std::optional<int> top_k;
-  std::optional<float> top_p;
+  std::optional<float> temperature{};
+  std::optional<int> top_k{};
+  std::optional<float> top_p{};
   std::uint64_t seed = 0;
-  std::vector<std::string> stop;
+  std::vector<std::string> stop{};
   bool ignore_eos = false;
 };
 

@@ -52,8 +52,8 @@ struct TokenizerFile {
   std::vector<std::int32_t> suffix;  ///< and after it
 };
 
-/// Far above any real vocabulary; bounds the table of tokens by id.
-inline constexpr std::int32_t kMaxTokenId = (1 << 24) - 1;
+/// Four times the largest real vocabulary; bounds the table of tokens by id.
+inline constexpr std::int32_t kMaxTokenId = (1 << 20) - 1;
 
 /// Throws kNotFound, kIo, kCorruptFile or kUnsupported; the text names file and field.
 [[nodiscard]] TokenizerFile read_tokenizer_file(const std::string& path);

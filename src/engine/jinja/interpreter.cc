@@ -195,7 +195,7 @@ class Interpreter {
         loop(s);
         return Flow::kOn;
       case Statement::Kind::kIf:
-        for (const Statement::Branch& branch : s.branches)
+        for (const Branch& branch : s.branches)
           if (evaluate(*branch.condition).truthy()) return execute(branch.body);
         return execute(s.otherwise);
       case Statement::Kind::kSet:

@@ -315,8 +315,8 @@ Value call_function(Runtime& run, std::string_view name, const Arguments& args) 
     run.error(name, "() takes one dict and named values");
   Fields fields = args.positional.empty() ? Fields{} : args.positional[0].dict();
   for (const auto& [key, value] : args.named) {
-    const auto found =
-        std::find_if(fields.begin(), fields.end(), [&](const auto& f) { return f.first == key; });
+    const auto found = std::find_if(fields.begin(), fields.end(),
+                                    [&name_given = key](const auto& f) { return f.first == name_given; });
     if (found == fields.end())
       fields.emplace_back(key, value);
     else

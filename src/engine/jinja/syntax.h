@@ -46,6 +46,12 @@ struct Expression {
 struct Statement;
 using Body = std::vector<Statement>;
 
+/// {% if condition %} body
+struct Branch {
+  ExpressionPtr condition;
+  Body body;
+};
+
 struct Statement {
   enum class Kind {
     kText,      ///< text
@@ -59,7 +65,6 @@ struct Statement {
     kBreak,
     kContinue
   };
-  struct Branch;
   Kind kind = Kind::kText;
   int line = 0;
   std::string text{};
@@ -71,11 +76,6 @@ struct Statement {
   std::vector<std::pair<std::string, ExpressionPtr>> parameters{};  ///< with default or null
   Body body{};
   Body otherwise{};
-};
-
-struct Statement::Branch {
-  ExpressionPtr condition;
-  Body body;
 };
 
 }  // namespace snapmla::jinja
