@@ -402,8 +402,8 @@ constexpr std::array kComparisons = {
     Named<std::string_view>{"le", "<="},         Named<std::string_view>{"lessthan", "<"},
     Named<std::string_view>{"lt", "<"},          Named<std::string_view>{"ne", "!="}};
 
-template <class T, std::size_t N>
-const T* look_up(const std::array<Named<T>, N>& table, std::string_view name) {
+template <class T, std::size_t kSize>
+const T* look_up(const std::array<Named<T>, kSize>& table, std::string_view name) {
   const auto* const found =
       std::find_if(table.begin(), table.end(), [&](const auto& entry) { return entry.name == name; });
   return found == table.end() ? nullptr : &found->function;

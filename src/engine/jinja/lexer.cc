@@ -63,7 +63,7 @@ class Lexer {
   [[noreturn]] void fail_here(std::string_view what) const {
     fail(ErrorCode::kCorruptFile, "chat template", *name_, ", line ", line_, ": ", what);
   }
-  [[nodiscard]] std::string_view rest() const { return std::string_view(in_).substr(at_); }
+  [[nodiscard]] std::string_view rest() const { return std::string_view{in_}.substr(at_); }
   void skip(std::size_t count) {
     line_ += static_cast<int>(std::count(in_.begin() + static_cast<std::ptrdiff_t>(at_),
                                          in_.begin() + static_cast<std::ptrdiff_t>(at_ + count), '\n'));
@@ -103,7 +103,7 @@ class Lexer {
     const std::size_t begin = line_break == std::string::npos ? 0 : line_break + 1;
     std::size_t end = text.size();
     while (end > begin) {
-      const std::size_t size = space_at_end(std::string_view(text).substr(begin, end - begin));
+      const std::size_t size = space_at_end(std::string_view{text}.substr(begin, end - begin));
       if (size == 0) return;
       end -= size;
     }
@@ -227,7 +227,7 @@ class Lexer {
     static constexpr std::string_view kTo = "\n\t\r\b\f\v\a\\'\"";
     const std::size_t digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
     if (digits > 0) {
-      const std::string_view hex = std::string_view(in_).substr(i + 2, digits);
+      const std::string_view hex = std::string_view{in_}.substr(i + 2, digits);
       std::uint32_t point = 0;
       const auto [end, error] = std::from_chars(hex.data(), hex.data() + hex.size(), point, 16);
       const bool whole = hex.size() == digits && error == std::errc{} && end == hex.data() + digits;

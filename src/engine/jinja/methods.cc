@@ -18,8 +18,8 @@ constexpr std::array<std::string_view, 4> kListMethods = {"append", "pop", "inde
 constexpr std::array<std::string_view, 5> kFunctions = {"range", "namespace", "dict", "raise_exception",
                                                         "strftime_now"};
 
-template <std::size_t N>
-bool among(const std::array<std::string_view, N>& names, std::string_view name) {
+template <std::size_t kSize>
+bool among(const std::array<std::string_view, kSize>& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
@@ -185,7 +185,7 @@ Value text_method(Runtime& run, const std::string& text, std::string_view name, 
     const std::size_t at = text.find(text_at(run, name, args, 0, "sub"));
     return at == std::string::npos
                ? std::int64_t{-1}
-               : static_cast<std::int64_t>(count_points(std::string_view(text).substr(0, at)));
+               : static_cast<std::int64_t>(count_points(std::string_view{text}.substr(0, at)));
   }
   if (name == "count") return count_of(text, text_at(run, name, args, 0, "sub"));
   if (name == "removeprefix" || name == "removesuffix") {

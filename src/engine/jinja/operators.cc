@@ -243,7 +243,7 @@ List iterate(Runtime& run, const Value& value) {
   } else if (value.is_text()) {
     const std::string& text = value.text();
     for (std::size_t at = 0; at < text.size();) {
-      const std::size_t length = first_utf8(std::string_view(text).substr(at)).length;
+      const std::size_t length = first_utf8(std::string_view{text}.substr(at)).length;
       items.push_back(run.text(text.substr(at, length)));
       at += length;
     }
