@@ -2,6 +2,7 @@
 # Installs the Debian packages that are missing, and does nothing at all when none is.
 #   scripts/install_deps.sh build     what building, testing and running need
 #   scripts/install_deps.sh python    what building and testing the Python package need (torch.compile compiles C++ for Python)
+#   scripts/install_deps.sh fuzz      what fuzzing needs beside what building does
 #   scripts/install_deps.sh check     what the format and tidy checks need beside that
 # With root or sudo it calls apt-get; without, it names what is missing and stops. On a system without dpkg it leaves the
 # choice to the reader and to CMake, which names each missing part.
@@ -18,12 +19,16 @@ case ${1:-} in
     tools="g++:g++ cmake:cmake ninja:ninja-build python3:python3"
     libraries="python3-venv python3-dev"
     ;;
+  fuzz)
+    tools="clang++-14:clang-14"
+    libraries="libclang-rt-14-dev"
+    ;;
   check)
     tools="clang-format-14:clang-format-14 clang-tidy-14:clang-tidy-14"
     libraries=""
     ;;
   *)
-    echo "usage: scripts/install_deps.sh build|python|check" >&2
+    echo "usage: scripts/install_deps.sh build|python|fuzz|check" >&2
     exit 2
     ;;
 esac
