@@ -44,17 +44,20 @@ def attention(q, pages, table, lens, causal, scale):
     """fp64, a request at a time, on the device of q; rows without tokens give 0 and +inf."""
     batch, s, heads, _ = q.shape
     q, pages, table = q.double(), pages.flatten(2), table.long()
-    out = torch.zeros(batch, s, heads, 512, dtype=torch.float64)
-    lse = torch.full((batch, heads, s), torch.inf, dtype=torch.float64)
+    out = torch.zeros(batch, s, heads, 512, dtype=torch.float64, device=q.device)
+    lse = torch.full((batch, heads, s), torch.inf, dtype=torch.float64, device=q.device)
     for b, length in enumerate(lens.tolist()):
         keys = pages[table[b, : -(-length // PAGE)]].flatten(0, 1)[:length].double()
-        for i in range(s):
-            sees = length - s + i + 1 if causal else length
-            if sees > 0:
-                logits = scale * (q[b, i] @ keys[:sees].T)
-                lse[b, :, i] = logits.logsumexp(-1)
-                out[b, i] = torch.softmax(logits, -1) @ keys[:sees, :512]
-    return out, lse
+        first = max(0, s - length) if causal else 0  # query that sees a token
+        if length == 0 or first == s:
+            continue
+        logits = scale * (q[b, first:] @ keys.T)
+        if causal:
+            last = length - s + torch.arange(first, s, device=q.device)
+            logits.masked_fill_(torch.arange(length, device=q.device) > last[:, None, None], -torch.inf)
+        lse[b, :, first:] = logits.logsumexp(-1).T
+        out[b, first:] = torch.softmax(logits, -1) @ keys[:, :512]
+    return out.cpu(), lse.cpu()
 
 
 def close(got, want, absolute, relative):
