@@ -149,9 +149,11 @@ CacheView Call::record_cache(const Tensor& cache) const {
     return make_cache_view(CacheFormat::kFp8, pages.data(), pages.dim(0), stride);
   }
   SNAPMLA_REQUIRE(
-      pages.dtype() == DType::kBF16 && has_shape(pages, {kPageTokens, kTokenDim}), op_,
-      "cache without planes must be u8 [num_pages, bytes] (FP8 records) or bf16 [num_pages, 64, 576]; "
-      "got ",
+      pages.dtype() == DType::kBF16 &&
+          (has_shape(pages, {kPageTokens, kTokenDim}) || has_shape(pages, {kPageTokens, 1, kTokenDim})),
+      op_,
+      "cache without planes must be u8 [num_pages, bytes] (FP8 records) or bf16 [num_pages, 64, 576] or "
+      "[num_pages, 64, 1, 576]; got ",
       ConstTensorView(pages));
   CacheView result{.format = CacheFormat::kBf16, .num_pages = pages.dim(0)};
   constexpr std::int64_t kBf16Bytes = 2;

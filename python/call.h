@@ -39,8 +39,9 @@ class Call {
   /// A new dense tensor on the call's device, from torch's allocator.
   [[nodiscard]] Tensor empty(ScalarType dtype, std::initializer_list<std::int64_t> shape) const;
 
-  /// The pages of a pool. `cache` alone: records, u8 [num_pages, bytes] (FP8) or bf16 [num_pages, 64, 576]. With
-  /// `rope` (and `scale` for FP8): planes, e4m3 or bf16 [num_pages, 64, 512], bf16 [.., 64], f32 [num_pages, 64].
+  /// The pages of a pool. `cache` alone: records, u8 [num_pages, bytes] (FP8) or bf16 [num_pages, 64, 576] (or
+  /// [.., 64, 1, 576]). With `rope` (and `scale` for FP8): planes, e4m3 or bf16 [num_pages, 64, 512], bf16 [.., 64],
+  /// f32 [num_pages, 64].
   [[nodiscard]] CacheView cache(const Tensor& cache, const std::optional<Tensor>& rope,
                                 const std::optional<Tensor>& scale) const;
 

@@ -163,6 +163,25 @@ void plan_op(const Tensor& seq_lens, std::int64_t num_workers, std::int64_t fixe
 
 // decode, combine
 
+struct Query {
+  ConstTensorView latent;
+  ConstTensorView rope;
+};
+
+/// The query rows, in two tensors or side by side in one of bf16.
+Query query_of(const Call& call, const Tensor& q_latent, const OptionalTensor& q_rope) {
+  const TensorView q = call.view("q_latent", q_latent);
+  if (q_rope) return {q, call.view("q_rope", q_rope)};
+  SNAPMLA_REQUIRE(q.dtype() == DType::kBF16 && q.rank() == kMaxRank && q.dim(3) == kTokenDim, "decode",
+                  "q_latent without q_rope must be bf16 [batch, s, heads, 576]; got ", ConstTensorView(q));
+  const auto part = [&](std::int64_t begin, std::int64_t width) {
+    return ConstTensorView(q.as<Bf16>() + begin * q.stride(3), DType::kBF16,
+                           {q.dim(0), q.dim(1), q.dim(2), width},
+                           {q.stride(0), q.stride(1), q.stride(2), q.stride(3)});
+  };
+  return {part(0, kLatentDim), part(kLatentDim, kRopeDim)};
+}
+
 std::int64_t decode_workspace_bytes_op(const Tensor& plan, std::int64_t batch, std::int64_t num_workers,
                                        std::int64_t fixed_split_tokens, std::int64_t s, std::int64_t heads) {
   return guarded([&] {
@@ -173,15 +192,16 @@ std::int64_t decode_workspace_bytes_op(const Tensor& plan, std::int64_t batch, s
   });
 }
 
-void decode_out(const Tensor& q_latent, const Tensor& q_rope, const OptionalTensor& q_scale,
+void decode_out(const Tensor& q_latent, const OptionalTensor& q_rope, const OptionalTensor& q_scale,
                 const Tensor& cache, const OptionalTensor& cache_rope, const OptionalTensor& cache_scale,
                 const Tensor& block_table, const Tensor& seq_lens, const Tensor& plan,
                 std::int64_t num_workers, std::int64_t fixed_split_tokens, double softmax_scale, bool causal,
                 const Tensor& out, const Tensor& lse, const OptionalTensor& workspace) {
   guarded([&] {
     const Call call("decode", "q_latent", q_latent);
-    DecodeParams params{.q_latent = call.view("q_latent", q_latent),
-                        .q_rope = call.view("q_rope", q_rope),
+    const Query query = query_of(call, q_latent, q_rope);
+    DecodeParams params{.q_latent = query.latent,
+                        .q_rope = query.rope,
                         .q_scale = call.view("q_scale", q_scale),
                         .cache = call.cache(cache, cache_rope, cache_scale),
                         .block_table = call.view("block_table", block_table),
@@ -207,7 +227,7 @@ void decode_out(const Tensor& q_latent, const Tensor& q_rope, const OptionalTens
   });
 }
 
-std::tuple<Tensor, Tensor> decode_new(const Tensor& q_latent, const Tensor& q_rope,
+std::tuple<Tensor, Tensor> decode_new(const Tensor& q_latent, const OptionalTensor& q_rope,
                                       const OptionalTensor& q_scale, const Tensor& cache,
                                       const OptionalTensor& cache_rope, const OptionalTensor& cache_scale,
                                       const Tensor& block_table, const Tensor& seq_lens, const Tensor& plan,
@@ -280,7 +300,7 @@ std::tuple<bool, std::string, std::string> backend_support_op(const std::string&
 #define SNAPMLA_CACHE "Tensor cache, Tensor? cache_rope, Tensor? cache_scale"
 #define SNAPMLA_ROPE "Tensor? cos_sin=None, Tensor? positions=None, bool interleaved=True"
 #define SNAPMLA_DECODE                                                                            \
-  "Tensor q_latent, Tensor q_rope, Tensor? q_scale, " SNAPMLA_CACHE                               \
+  "Tensor q_latent, Tensor? q_rope, Tensor? q_scale, " SNAPMLA_CACHE                              \
   ", Tensor block_table, Tensor seq_lens, Tensor plan, int num_workers, int fixed_split_tokens, " \
   "float softmax_scale, bool causal=True"
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from ._cache import PagedCache
+from ._cache import LATENT_DIM, PagedCache
 from ._library import python_error
 from ._plan import Plan
 
@@ -128,7 +128,7 @@ def fetch_kv(cache: PagedCache, block_table: torch.Tensor, starts: torch.Tensor,
         raise python_error("fetch_kv", error) from None
 
 
-def decode(q_latent: torch.Tensor, q_rope: torch.Tensor, q_scale: torch.Tensor | None, cache: PagedCache,
+def decode(q_latent: torch.Tensor, q_rope: torch.Tensor | None, q_scale: torch.Tensor | None, cache: PagedCache,
            block_table: torch.Tensor, seq_lens: torch.Tensor, plan: Plan, softmax_scale: float, *, causal: bool = True,
            out: torch.Tensor | None = None, lse: torch.Tensor | None = None, workspace: torch.Tensor | None = None,
            out_dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,7 +142,8 @@ def decode(q_latent: torch.Tensor, q_rope: torch.Tensor, q_scale: torch.Tensor |
             Heads 1 .. 128, s * heads up to 1,024. Rows are read where they lie: the last dimension is dense, the
             s * heads rows of a request are evenly spaced, and on CUDA each begins at a multiple of 16 bytes. So halves of
             one [batch, s, heads, 576] need no copy, nor does a product over heads, [heads, batch, 512] transposed.
-        q_rope: bfloat16 [batch, s, heads, 64], as q_latent; divided by q_scale for FP8 pages, as quantize_q does.
+        q_rope: bfloat16 [batch, s, heads, 64], as q_latent; divided by q_scale for FP8 pages, as quantize_q does. None for
+            BF16 pages where q_latent is [batch, s, heads, 576], both side by side.
         q_scale: float32 [batch, s, heads], dense, for FP8 pages; None for BF16 pages.
         cache: the pages; on CUDA the scales of a page must lie side by side, as they do in all but odd planes.
         block_table: int32 [batch, max_pages], the page of each run of 64 tokens; entries past a request's last page are
@@ -173,7 +174,7 @@ def decode(q_latent: torch.Tensor, q_rope: torch.Tensor, q_scale: torch.Tensor |
         if (out is None) != (lse is None):
             raise ValueError("[decode] out and lse must be given together, or neither")
         if out is None:
-            out = torch.empty(q_latent.shape, dtype=out_dtype, device=q_latent.device)
+            out = torch.empty((*q_latent.shape[:3], LATENT_DIM), dtype=out_dtype, device=q_latent.device)
             lse = torch.empty(q_latent.shape[:3], dtype=torch.float32, device=q_latent.device)
         torch.ops.snapmla.decode.out(q_latent, q_rope, q_scale, *cache.op_args, block_table, seq_lens, plan.data,
                                      plan.num_workers, plan.fixed_split_tokens, softmax_scale, causal, out=out, lse=lse,

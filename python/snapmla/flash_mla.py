@@ -19,8 +19,8 @@ import functools
 import torch
 
 from ._cache import LATENT_DIM, PAGE_TOKENS, TOKEN_DIM, PagedCache
-from ._library import require
-from ._ops import decode, quantize_q
+from ._library import python_error, require
+from ._ops import quantize_q
 from ._plan import Plan, plan
 
 _require = functools.partial(require, "flash_mla")
@@ -96,7 +96,7 @@ def flash_mla_with_kvcache(
     _require(k_cache.dtype == torch.bfloat16 and k_cache.dim() == 4
              and tuple(k_cache.shape[1:]) == (PAGE_TOKENS, 1, TOKEN_DIM),
              "k_cache must be bfloat16 [num_pages, 64, 1, 576]", k_cache)
-    return _decode(q, PagedCache.from_records(k_cache), block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata,
+    return _decode(q, "bf16", (k_cache, None, None), block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata,
                    num_splits, softmax_scale, causal)
 
 
@@ -121,11 +121,11 @@ def flash_mla_with_fp8_kvcache(
     """
     cache = k_cache if isinstance(k_cache, PagedCache) else PagedCache.from_records(k_cache)
     _require(cache.format == "fp8", "k_cache must hold FP8 pages: a PagedCache of format fp8, or its uint8 records")
-    return _decode(q, cache, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata, num_splits, softmax_scale,
-                   causal)
+    return _decode(q, "fp8", cache.op_args, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata, num_splits,
+                   softmax_scale, causal)
 
 
-def _decode(q, cache, block_table, cache_seqlens, head_dim_v, meta, num_splits, softmax_scale, causal):
+def _decode(q, format, cache_args, block_table, cache_seqlens, head_dim_v, meta, num_splits, softmax_scale, causal):
     _require(isinstance(meta, SchedMeta), "tile_scheduler_metadata must come from snapmla.flash_mla.get_mla_metadata")
     _require(num_splits is None, "num_splits must be None")
     _require(head_dim_v == LATENT_DIM, "head_dim_v must be 512", head_dim_v)
@@ -133,7 +133,7 @@ def _decode(q, cache, block_table, cache_seqlens, head_dim_v, meta, num_splits, 
     _require(q.dtype == torch.bfloat16 and q.dim() == 4 and q.shape[3] == TOKEN_DIM,
              "q must be bfloat16 [batch, s, heads, 576]", q)
     _, s, heads, _ = q.shape
-    config = (*q.shape[:3], causal, cache.format, q.device)
+    config = (*q.shape[:3], causal, format, q.device)
     if meta.plan is None:
         meta.plan, meta.config = plan(cache_seqlens, rows=s * heads), config
     if meta.config != config:
@@ -141,9 +141,13 @@ def _decode(q, cache, block_table, cache_seqlens, head_dim_v, meta, num_splits, 
                          f"(batch, s, heads, causal, format, device); got {config}")
     if q.stride(3) != 1 or q.stride(1) != heads * q.stride(2) and s > 1:
         q = q.contiguous()  # decode takes the rows of a request where they are evenly spaced
-    latent, rope = q[..., :LATENT_DIM], q[..., LATENT_DIM:]
-    query = quantize_q(latent, rope) if cache.format == "fp8" else (latent, rope, None)
+    query = quantize_q(q[..., :LATENT_DIM], q[..., LATENT_DIM:]) if format == "fp8" else (q, None, None)
     scale = TOKEN_DIM**-0.5 if softmax_scale is None else softmax_scale
-    out, lse = decode(*query, cache, block_table, cache_seqlens, meta.plan, scale, causal=causal)
+    planned = meta.plan
+    try:
+        out, lse = torch.ops.snapmla.decode.default(*query, *cache_args, block_table, cache_seqlens, planned.data,
+                                                    planned.num_workers, planned.fixed_split_tokens, scale, causal)
+    except RuntimeError as error:
+        raise python_error("decode", error) from None
     lse.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=torch.inf)  # -inf to +inf, the rest as it is, in one launch
     return out, lse.transpose(1, 2).contiguous()

@@ -83,6 +83,18 @@ def test_strided_query(device, format, s, heads, how):
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
+@pytest.mark.parametrize("s", [1, 2])
+def test_query_in_one_tensor(device, s):
+    """BF16: latent and rope side by side, as FlashMLA's callers have them."""
+    problem = Problem(Case((130, 7), s=s, heads=9, format="bf16"), device)
+    want = problem.solve()
+    wide = torch.cat([problem.q_latent, problem.q_rope, problem.q_rope], -1)
+    problem.query = lambda: (wide[..., :576], None, None)
+    for workspace in (None, problem.plan().workspace(s, 9)):
+        got = problem.solve(workspace=workspace)
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
 @pytest.mark.parametrize("format", ["fp8", "bf16"])
 def test_outputs(device, format):
     """The same bits with out=, with a workspace, twice, and rounded once for bf16; poisoned outputs are overwritten."""

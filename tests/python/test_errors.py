@@ -34,6 +34,7 @@ def raises(function, text, error=ValueError, **arguments):
     (lambda a: {"q_latent": a["q_latent"].view(torch.uint8).repeat(1, 1, 1, 2).view(torch.float8_e4m3fn)[..., ::2]},
      "q_latent must be dense in its last dimension"),
     (lambda a: {"q_latent": a["q_latent"][:, :, ::2]}, "q_rope must be bf16 [batch=2, s=1, heads=2, 64]; got"),
+    (lambda a: {"q_rope": None}, "q_latent without q_rope must be bf16 [batch, s, heads, 576]; got e4m3 [2, 1, 4, 512]"),
     (lambda a: {"q_rope": a["q_rope"][:1]}, "q_rope must be bf16 [batch=2, s=1, heads=4, 64]"),
     (lambda a: {"q_scale": None}, "q_scale must be f32 [batch=2, s=1, heads=4]; got absent"),
     (lambda a: {"q_scale": a["q_scale"].double()}, "q_scale must be f32"),
