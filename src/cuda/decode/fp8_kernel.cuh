@@ -302,6 +302,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int end = args.worker_offsets[worker + 1];
   if (threadIdx.x == kLoadThread) prefetch_maps(maps);
   __syncthreads();
+  if (threadIdx.x == kLoadThread && begin < end) prefetch_table(args, begin);
   wait_for_previous_grid();
   if (group == 0) {
     lower_registers<kScoreRegisters>();

@@ -45,6 +45,13 @@ __device__ __forceinline__ void prefetch_maps(const Maps& maps) {
   prefetch_map(&maps.q_rope);
 }
 
+/// Before the wait for the previous grid: asks for the first item's line of the block table in L2. The plan is there
+/// already (device/launch.h); the table may not be, so its words are read after the wait.
+__device__ __forceinline__ void prefetch_table(const Args& args, int index) {
+  const Item item = load_item(args, index);
+  prefetch_l2(args.block_table + item.request * args.block_table_stride + item.first / kPageTokens);
+}
+
 /// One pair into its slot, part by part in the order in which the parts come free.
 __device__ __forceinline__ void load_pair(const Args& args, const Maps& maps, std::uint32_t s_base, int n,
                                           int page0, int page1) {

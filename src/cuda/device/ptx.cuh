@@ -129,16 +129,14 @@ __device__ __forceinline__ void copy_tile(std::uint32_t s_dst, const CUtensorMap
       : "memory");
 }
 
-/// Brings the map's box at (column, row, page) to L2; nothing where it lies outside the map.
-__device__ __forceinline__ void prefetch_tile(const CUtensorMap* map, int column, int row, int page) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(column),
-               "r"(row), "r"(page)
-               : "memory");
-}
-
 /// Fetches a tensor map into the descriptor cache ahead of its first use.
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/// Asks for the line of an address in L2.
+__device__ __forceinline__ void prefetch_l2(const void* g_address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(g_address) : "memory");
 }
 
 /// Copies 16 bytes to shared memory past L1, behind this thread's back ("cp.async").
