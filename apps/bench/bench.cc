@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <array>
+#include <chrono>
 #include <fstream>
 #include <memory>
 #include <utility>
@@ -30,6 +31,7 @@ struct KernelOptions {
   std::vector<std::string> heads;
   std::vector<std::string> s;
   int repeat = 30;
+  int pause_ms = 100;
   double max_cache_bytes = 60.0 * 1024 * 1024 * 1024;
   bool check = false;
   bool sustained = false;
@@ -115,6 +117,7 @@ class KernelBench {
                  {"backend", backend_.name()},
                  {"device", backend_.device_name()},
                  {"repeat", options_.repeat},
+                 {"pause_ms", options_.pause_ms},
                  {"limits", nullptr},
                  {"results", nlohmann::ordered_json::array()},
                  {"skipped", nlohmann::ordered_json::array()}};
@@ -161,6 +164,7 @@ class KernelBench {
       TimingParams params{.call = [&](int set, Stream on) { workload->call(set, on); },
                           .num_sets = workload->num_sets(),
                           .repeat = options_.repeat,
+                          .pause = std::chrono::milliseconds(options_.pause_ms),
                           .sustained = sustained};
       result.sustained = sustained;
       result.timing = measure(backend_, params, stream);
@@ -257,6 +261,12 @@ void add_run_options(CLI::App& app, KernelOptions& options) {
   constexpr int kMostRepeats = 100000;
   app.add_option("--repeat", options.repeat, "timed replays of each point")
       ->check(CLI::Range(1, kMostRepeats))
+      ->option_text("N")
+      ->capture_default_str();
+  constexpr int kMostPause = 10000;
+  app.add_option("--pause-ms", options.pause_ms,
+                 "milliseconds of rest before a point's replays; less gives a warmer chip")
+      ->check(CLI::Range(0, kMostPause))
       ->option_text("N")
       ->capture_default_str();
   app.add_option("--max-cache-bytes", options.max_cache_bytes,

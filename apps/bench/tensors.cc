@@ -25,6 +25,28 @@ const std::vector<float>& tape() {
   return numbers;
 }
 
+/// What fills a pool, over and over.
+const std::vector<Bf16>& chunk_of_tokens() {
+  static const std::vector<Bf16> tokens = random_tokens(kChunkPages * kPageTokens);
+  return tokens;
+}
+
+const std::vector<float>& cos_sin_table() {
+  static const std::vector<float> table = [] {
+    std::vector<float> made;
+    for (int position = 0; position < RopeTable::kPositions; ++position) {
+      for (int part = 0; part < 2; ++part) {
+        for (int i = 0; i < kRopeDim / 2; ++i) {
+          const double angle = position * std::pow(10000.0, -2.0 * i / kRopeDim);
+          made.push_back(static_cast<float>(part == 0 ? std::cos(angle) : std::sin(angle)));
+        }
+      }
+    }
+    return made;
+  }();
+  return table;
+}
+
 }  // namespace
 
 std::vector<Bf16> random_values(std::int64_t count, float deviation, std::uint64_t place) {
@@ -63,7 +85,7 @@ FilledPool::FilledPool(Backend& backend, CacheFormat format, std::int64_t num_pa
   std::vector<std::int32_t> slots(static_cast<std::size_t>(chunk_tokens));
   std::iota(slots.begin(), slots.end(), 0);
   const DeviceBuffer slot_mapping = to_device(backend, slots, stream);
-  const DeviceBuffer kv = to_device(backend, random_tokens(chunk_tokens), stream);
+  const DeviceBuffer kv = to_device(backend, chunk_of_tokens(), stream);
   for (std::int64_t first = 0; first < num_pages; first += kChunkPages) {
     // The same slots every time, of a pool that begins at the next page.
     const std::int64_t chunk = std::min(num_pages - first, kChunkPages);
@@ -78,16 +100,7 @@ FilledPool::FilledPool(Backend& backend, CacheFormat format, std::int64_t num_pa
 }
 
 RopeTable::RopeTable(Backend& backend, std::int64_t tokens, Stream stream) {
-  std::vector<float> table;
-  for (int position = 0; position < kPositions; ++position) {
-    for (int part = 0; part < 2; ++part) {
-      for (int i = 0; i < kRopeDim / 2; ++i) {
-        const double angle = position * std::pow(10000.0, -2.0 * i / kRopeDim);
-        table.push_back(static_cast<float>(part == 0 ? std::cos(angle) : std::sin(angle)));
-      }
-    }
-  }
-  cos_sin_ = to_device(backend, table, stream);
+  cos_sin_ = to_device(backend, cos_sin_table(), stream);
   std::vector<std::int32_t> positions(static_cast<std::size_t>(tokens));
   for (std::size_t i = 0; i < positions.size(); ++i) {
     positions[i] = static_cast<std::int32_t>(i * 37 % kPositions);

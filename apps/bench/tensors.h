@@ -1,5 +1,5 @@
 // Random tensors on a backend, made quickly: the host draws a million normal numbers once, and every tensor is
-// cut from that tape; a page pool is filled by append_kv, 4,096 tokens a call.
+// cut from that tape; a page pool is filled by append_kv with the same 4,096 tokens a call.
 #pragma once
 
 #include <cstdint>

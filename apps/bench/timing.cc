@@ -19,7 +19,6 @@ constexpr double kReplayUs = 2000;
 constexpr int kLeastCalls = 2;
 constexpr int kMostCalls = 20;  // more only where there are more sets
 constexpr double kSustainedSeconds = 1;
-constexpr std::chrono::milliseconds kPause{100};
 
 class OwnEvent {
  public:
@@ -129,7 +128,7 @@ Timing measure(Backend& backend, const TimingParams& params, Stream stream) {
   } else if (backend.supports_graphs()) {
     replay.launch();
     backend.synchronize(stream);
-    std::this_thread::sleep_for(kPause);
+    std::this_thread::sleep_for(params.pause);
     replay.launch();
   }
   backend.record(events[0].get(), stream);

@@ -2,6 +2,7 @@
 // median, 10th and 90th percentile over replays, a call. Where a backend has no graphs, plain calls.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <optional>
 
@@ -20,8 +21,9 @@ struct Timing {
 struct TimingParams {
   std::function<void(int set, Stream stream)> call{};
   int num_sets = 1;
-  int repeat = 1;          ///< replays measured
-  bool sustained = false;  ///< after a second of replays without a pause; else after a pause
+  int repeat = 1;                        ///< replays measured
+  std::chrono::milliseconds pause{100};  ///< before them, where there are graphs
+  bool sustained = false;                ///< instead of the pause, a second of replays
 };
 
 Timing measure(Backend& backend, const TimingParams& params, Stream stream);

@@ -140,8 +140,9 @@ TEST(BenchKernel, WritesTextCsvAndJsonOfTheSameNumbers) {
   const TempDir folder;
   const std::string json_path = folder.file("r.json");
   const std::string csv_path = folder.file("r.csv");
-  const ProgramResult result = bench({"--shape", "2x100x4,1x65x3x2", "--ragged", "1x130+2x1", "--heads", "8",
-                                      "--check", "--repeat", "2", "--json", json_path, "--csv", csv_path});
+  const ProgramResult result =
+      bench({"--shape", "2x100x4,1x65x3x2", "--ragged", "1x130+2x1", "--heads", "8", "--check", "--repeat",
+             "2", "--pause-ms", "15", "--json", json_path, "--csv", csv_path});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(result.err, IsEmpty());
   EXPECT_THAT(result.out, AllOf(StartsWith("snapmla "), HasSubstr("TFLOPS"), HasSubstr("1x130+2x1")));
@@ -153,6 +154,8 @@ TEST(BenchKernel, WritesTextCsvAndJsonOfTheSameNumbers) {
                                   "rel_err", "op", "mode", "gain", "lse_err", "calls", "sets"));
   const nlohmann::json json = nlohmann::json::parse(read_file(json_path));
   EXPECT_EQ(json["backend"], "reference");
+  EXPECT_EQ(json["repeat"], 2);
+  EXPECT_EQ(json["pause_ms"], 15);
   EXPECT_TRUE(json["limits"].is_null());
   EXPECT_THAT(json["skipped"], IsEmpty());
   ASSERT_EQ(json["results"].size(), csv.size() - 1);
@@ -226,6 +229,9 @@ TEST(BenchKernel, RefusesListsThatMakeNoSense) {
       {{"--ragged", "5"}, "--ragged"},
       {{"--ragged", "4096x1+1x1"}, "4096 requests"},
       {{"--repeat", "0"}, "--repeat"},
+      {{"--pause-ms", "-1"}, "--pause-ms"},
+      {{"--pause-ms", "10001"}, "--pause-ms"},
+      {{"--pause-ms", "long"}, "--pause-ms"},
       {{"--max-cache-bytes", "lots"}, "--max-cache-bytes"},
       {{"--no-such-flag"}, "--no-such-flag"},
   };
