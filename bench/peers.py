@@ -20,7 +20,7 @@ whole cache, 576 bytes a token). With --library, any number of shared libraries 
     int peer_decode(const Call*);  // the whole call, enqueued on the stream
 
 with the struct Call below: q [batch, s, heads, 576], kv [num_pages, 64, 576], out bf16 [batch, s, heads, 512].
-Needs PyTorch with CUDA and a Hopper GPU; nothing else.
+Needs PyTorch with CUDA and a Hopper GPU; nothing else. bench/grid.py times hundreds of shapes into one table.
 """
 
 import argparse
@@ -42,7 +42,6 @@ SOFTMAX_SCALE = 192**-0.5
 E4M3_MAX = 448.0
 REPLAY_US, MOST_CALLS = 2000, 20
 CHECKED_ROWS = 8
-PAUSE_S = 0.1
 FIELDS = ["kernel", "batch", "seq_q", "heads", "seq_len", "dtype", "us", "us_p10", "us_p90", "us_with_quant", "gbps",
           "tflops", "clock_mhz", "rel_err", "gain", "calls", "sets"]
 
@@ -64,6 +63,10 @@ class Shape:
         self.pages = sum(-(-n // PAGE_TOKENS) for n in self.seq_lens)
         self.flops = 2 * self.tokens * self.s * self.heads * (TOKEN_DIM + LATENT)
 
+    def cache_bytes(self, fp8):
+        """Of a peer's pages."""
+        return self.pages * PAGE_TOKENS * TOKEN_DIM * (1 if fp8 else 2)
+
     def arguments(self):
         """The same shape for `snapmla bench kernel`."""
         if self.ragged:
@@ -72,49 +75,60 @@ class Shape:
 
 
 def size(text):
-    units = {"k": 1 << 10, "m": 1 << 20}
+    units = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
     return int(float(text[:-1]) * units[text[-1].lower()]) if text[-1].lower() in units else int(text)
 
 
-class Problem:
-    """Random tensors of a shape in one format. Latents have a mean; queries make logits with a deviation of 1.2."""
+def encode(x, fp8):
+    """A tensor in bf16 or e4m3, and its scale."""
+    if not fp8:
+        return x.to(torch.bfloat16), torch.ones(1, device=x.device)
+    scale = (x.abs().amax() / E4M3_MAX).reshape(1).float()
+    return (x / scale).to(torch.float8_e4m3fn), scale
 
-    def __init__(self, shape, fp8, l2_bytes):
-        self.shape = shape
-        generator = torch.Generator("cuda").manual_seed(1)
-        normal = lambda *sizes: torch.randn(*sizes, generator=generator, device="cuda")
-        set_bytes = shape.pages * PAGE_TOKENS * TOKEN_DIM * (1 if fp8 else 2)
+
+class Pages:
+    """The filled cache of a shape's batch in one format, for any heads and query tokens. Latents have a mean."""
+
+    def __init__(self, shape, fp8, l2_bytes, device="cuda"):
+        self.device = device
+        set_bytes = shape.cache_bytes(fp8)
         self.sets = 1 if set_bytes >= 2 * l2_bytes else min(1024, -(-4 * l2_bytes // set_bytes))
+        generator = torch.Generator(device).manual_seed(1)
+        normal = lambda *sizes: torch.randn(*sizes, generator=generator, device=device)
         rows = normal(64, PAGE_TOKENS, TOKEN_DIM)
         rows[..., :LATENT] += normal(LATENT)
-        q = normal(shape.batch, shape.s, shape.heads, TOKEN_DIM) * (1.2 / (SOFTMAX_SCALE * math.sqrt(TOKEN_DIM)))
-        self.q, self.q_scale = self.encode(q, fp8)
-        rows, self.kv_scale = self.encode(rows, fp8)
-        self.kv = torch.empty(shape.pages * self.sets, PAGE_TOKENS, TOKEN_DIM, dtype=rows.dtype, device="cuda")
-        for first in range(0, len(self.kv), len(rows)):
-            chunk = self.kv[first : first + len(rows)]
-            chunk.copy_(rows[: len(chunk)])
-        self.seq_lens = torch.tensor(shape.seq_lens, dtype=torch.int32, device="cuda")
+        rows, self.kv_scale = encode(rows, fp8)
+        self.kv = torch.empty(shape.pages * self.sets, PAGE_TOKENS, TOKEN_DIM, dtype=rows.dtype, device=device)
+        to, rows = self.kv.view(torch.int64), rows.view(torch.int64)  # wide words copy fast
+        whole = len(to) // len(rows) * len(rows)
+        to[:whole].view(-1, *rows.shape).copy_(rows)
+        to[whole:].copy_(rows[: len(to) - whole])
+        self.seq_lens = torch.tensor(shape.seq_lens, dtype=torch.int32, device=device)
         self.tables = self.block_tables(shape)
-
-    @staticmethod
-    def encode(x, fp8):
-        if not fp8:
-            return x.to(torch.bfloat16), torch.ones(1, device="cuda")
-        scale = (x.abs().amax() / E4M3_MAX).reshape(1).float()
-        return (x / scale).to(torch.float8_e4m3fn), scale
 
     def block_tables(self, shape):
         """[sets, batch, max_pages]: every set its own pages, all in random order; entries past a length are 0."""
-        order = torch.randperm(len(self.kv), generator=torch.Generator().manual_seed(2)).to(torch.int32)
-        tables = torch.zeros(self.sets, shape.batch, -(-shape.longest // PAGE_TOKENS), dtype=torch.int32)
-        at = 0
-        for table in tables:
-            for row, seq_len in zip(table, shape.seq_lens):
-                count = -(-seq_len // PAGE_TOKENS)
-                row[:count] = order[at : at + count]
-                at += count
-        return tables.cuda()
+        generator = torch.Generator(self.device).manual_seed(2)
+        order = torch.randperm(len(self.kv), generator=generator, device=self.device).to(torch.int32)
+        max_pages = -(-shape.longest // PAGE_TOKENS)
+        places = torch.arange(max_pages, device=self.device)
+        used = places < -(-self.seq_lens // PAGE_TOKENS).unsqueeze(1)
+        tables = torch.zeros(self.sets, shape.batch, max_pages, dtype=torch.int32, device=self.device)
+        tables[:, used] = order.view(self.sets, -1)
+        return tables
+
+
+class Problem:
+    """Random queries of a shape over the pages of its batch. They make logits with a deviation of 1.2."""
+
+    def __init__(self, shape, pages, fp8):
+        self.shape = shape
+        self.kv, self.kv_scale, self.sets = pages.kv, pages.kv_scale, pages.sets
+        self.seq_lens, self.tables = pages.seq_lens, pages.tables
+        generator = torch.Generator(pages.device).manual_seed(3)
+        q = torch.randn(shape.batch, shape.s, shape.heads, TOKEN_DIM, generator=generator, device=pages.device)
+        self.q, self.q_scale = encode(q * (1.2 / (SOFTMAX_SCALE * math.sqrt(TOKEN_DIM))), fp8)
 
     def exact_row(self, request, row):
         """fp64 attention of one query row of set 0."""
@@ -259,20 +273,33 @@ def elapsed_us(run, count):
     return [1000 * begin.elapsed_time(end) for begin, end in zip(events, events[1:])]
 
 
-def measure(run, sets, repeat):
+def capture(run):
+    """A graph of what `run` enqueues. torch.cuda.graph() collects garbage first, which takes longer than the replays."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    graph.capture_begin()
+    try:
+        run()
+    finally:
+        graph.capture_end()
+    return graph
+
+
+def measure(run, sets, repeat, pause_ms):
     """Median, p10, p90 of microseconds a call, and the calls in a replay."""
-    stream = torch.cuda.current_stream()
     run(0)
     us = max(1.0, elapsed_us(lambda: run(min(1, sets - 1)), 1)[0])
     calls = min(MOST_CALLS, max(2, math.ceil(REPLAY_US / us)))
     calls = -(-calls // sets) * sets
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+
+    def run_calls():
         for i in range(calls):
             run(i % sets)
+
+    graph = capture(run_calls)
     graph.replay()
     torch.cuda.synchronize()
-    time.sleep(PAUSE_S)  # as ours: the burst after a pause
+    time.sleep(pause_ms / 1000)  # as ours: the burst after a pause
     graph.replay()
     times = sorted(t / calls for t in elapsed_us(graph.replay, repeat))
     at = lambda part: times[round(part * (len(times) - 1))]
@@ -286,13 +313,13 @@ def clock_mhz():
         return None
 
 
-def measure_peer(peer, shape, repeat, l2_bytes):
-    problem = Problem(shape, peer.fp8, l2_bytes)
+def measure_peer(peer, shape, pages, options):
+    problem = Problem(shape, pages, peer.fp8)
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
         run = peer.prepare(problem)
         rel_err, gain = problem.errors(run(0))
-        us, p10, p90, calls = measure(run, problem.sets, repeat)
+        us, p10, p90, calls = measure(run, problem.sets, options.repeat, options.pause_ms)
         clock = clock_mhz()
         torch.cuda.synchronize()
     return {"kernel": peer.name, "batch": shape.batch, "seq_q": shape.s, "heads": shape.heads,
@@ -302,25 +329,32 @@ def measure_peer(peer, shape, repeat, l2_bytes):
             "sets": problem.sets}
 
 
-def measure_ours(program, shape, repeat, label):
+def bench_kernel(options, *arguments):
+    """What `snapmla bench kernel` measures, as its JSON."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ours.json"
-        subprocess.run([program, "bench", "kernel", "--backend", "cuda", "--check", "--no-limits", "--repeat",
-                        str(repeat), "--json", str(path), *shape.arguments()], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([options.program, "bench", "kernel", "--backend", "cuda", "--repeat", str(options.repeat),
+                        "--pause-ms", str(options.pause_ms), "--json", str(path), *arguments],
+                       check=True, stdout=subprocess.DEVNULL)
         document = json.loads(path.read_text())
     for skipped in document["skipped"]:
         print(f"{skipped['point']}: skipped: {skipped['reason']}")
+    return document
+
+
+def measure_ours(shape, options, label):
+    document = bench_kernel(options, "--check", "--no-limits", *shape.arguments())
     return [{"kernel": f"snapmla ({label})", **{key: row[key] for key in FIELDS[1:]}} for row in document["results"]]
 
 
 def measure_shape(shape, peers, options, l2_bytes):
     if options.program:
-        yield from measure_ours(options.program, shape, options.repeat, "before")
+        yield from measure_ours(shape, options, "before")
     for peer in peers:
-        yield measure_peer(peer, shape, options.repeat, l2_bytes)
+        yield measure_peer(peer, shape, Pages(shape, peer.fp8, l2_bytes), options)
         torch.cuda.empty_cache()  # ours, in a process of its own, needs the memory
     if options.program:
-        yield from measure_ours(options.program, shape, options.repeat, "after")
+        yield from measure_ours(shape, options, "after")
 
 
 def line(row):
@@ -331,6 +365,21 @@ def line(row):
             f"{number('gbps', 7, 0)} {number('tflops', 7, 1)} {number('clock_mhz', 6, 0)} {number('rel_err', 8, 5)}")
 
 
+def add_timing_options(parser):
+    parser.add_argument("--library", action="append", default=[], help="a shared library with the interface of peers.py")
+    parser.add_argument("--repeat", type=int, default=30, help="timed replays of each point")
+    parser.add_argument("--pause-ms", type=int, default=100, help="milliseconds of rest before a point's replays")
+
+
+def start():
+    """The size of the last-level cache, or the end where PyTorch has no GPU."""
+    if not torch.cuda.is_available():
+        sys.exit(f"{Path(sys.argv[0]).name}: PyTorch finds no CUDA device")
+    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    print(f"{torch.cuda.get_device_name()}, L2 {l2_bytes >> 20} MiB, PyTorch {torch.__version__}")
+    return l2_bytes
+
+
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", help="the snapmla program; without it only the peers are timed")
@@ -338,8 +387,7 @@ def parse_options():
     parser.add_argument("--ragged", default="", help="REQUESTSxSEQ_LEN+...,...; with --heads and --s")
     parser.add_argument("--heads", type=int, default=128)
     parser.add_argument("--s", type=int, default=1)
-    parser.add_argument("--library", action="append", default=[], help="a shared library with the interface above")
-    parser.add_argument("--repeat", type=int, default=30)
+    add_timing_options(parser)
     parser.add_argument("--csv", help="write the lines to this file, one by one")
     options = parser.parse_args()
     shapes = [Shape(text) for text in options.shape.split(",") if text]
@@ -351,11 +399,8 @@ def parse_options():
 
 def main():
     options, shapes = parse_options()
-    if not torch.cuda.is_available():
-        sys.exit("peers.py: PyTorch finds no CUDA device")
+    l2_bytes = start()
     peers = find_peers(options.library)
-    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-    print(f"{torch.cuda.get_device_name()}, L2 {l2_bytes >> 20} MiB, PyTorch {torch.__version__}")
 
     with open(options.csv or os.devnull, "w", newline="") as file:
         table = csv.DictWriter(file, FIELDS)
