@@ -84,6 +84,7 @@ def encode(x, fp8):
     if not fp8:
         return x.to(torch.bfloat16), torch.ones(1, device=x.device)
     scale = (x.abs().amax() / E4M3_MAX).reshape(1).float()
+    scale = torch.where(scale > 0, scale, 1)  # all zeros
     return (x / scale).to(torch.float8_e4m3fn), scale
 
 
