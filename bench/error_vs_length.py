@@ -189,9 +189,8 @@ def measure(kernel, case, options):
 def measure_all(options):
     peers = [LibraryPeer(path) for path in options.library]
     for case in CASES:
-        for batch_and_heads in options.shapes:
+        for batch, heads in options.shapes:
             for length in options.lengths:
-                batch, heads = batch_and_heads.split("x")
                 inputs = make_inputs(case, Shape(f"{batch}x{length}x{heads}"), options.device)
                 yield from measure(Ours(inputs), case, options)
                 for peer in peers:
@@ -246,10 +245,14 @@ def machine(device):
 
 
 def parse_options(arguments):
-    words = lambda text: [word for word in text.split(",") if word]
-    sizes = lambda text: [size(word) for word in words(text)]
+    def sizes(text):
+        return [size(word) for word in text.split(",") if word]
+
+    def shapes(text):
+        return [(batch, heads) for batch, heads in (map(int, word.split("x")) for word in text.split(","))]
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", type=words, default=["1x128", "132x16"], help="BATCHxHEADS,...")
+    parser.add_argument("--shapes", type=shapes, default=shapes("1x128,132x16"), help="BATCHxHEADS,...")
     parser.add_argument("--lengths", type=sizes, default=sizes("1k,8k,32k,128k"), help="tokens, ...")
     parser.add_argument("--fixed-splits", type=sizes, default=[512, 4096], help="tokens, ...; multiples of 64")
     parser.add_argument("--repeat", type=int, default=0, help="further calls that must give the same bits")
