@@ -68,6 +68,8 @@ def calls(batch, tokens, heads, device):
         "drop-in, FP8": flash(drop_in.flash_mla_with_fp8_kvcache, drop_in, fp8),
         "drop-in, BF16": flash(drop_in.flash_mla_with_kvcache, drop_in, kv[:, :, None]),
     }
+    one = torch.zeros(1, device=device)
+    result["torch's add_ to one number, for comparison"] = lambda: one.add_(1)
     try:
         import flash_mla
 
