@@ -10,12 +10,14 @@ of the command they name. Standard library only.
 """
 
 import argparse
+import csv
 import datetime
 import json
 import os
 import platform
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -117,25 +119,53 @@ def source(record: dict) -> str:
     return f"<sub>`{record['command']}` on {record['machine']}, {record['date']}, at {record['commit']}.</sub>"
 
 
-def render_kernels(record: dict) -> list[str]:
-    """A line a shape: the decode kernel on FP8 pages beside ours on BF16 pages, measured in one run."""
-    by_shape: dict[tuple, dict[str, dict]] = {}
-    for point in record["result"]["results"]:
-        shape = (point["batch"], point["seq_len"], point["heads"], point["seq_q"])
-        by_shape.setdefault(shape, {})[point["dtype"]] = point
-    rows = []
-    for (batch, seq_len, heads, seq_q), points in by_shape.items():
-        fp8, bf16 = points["fp8"], points["bf16"]
-        groups = [f"{batch}x{seq_len}"] if isinstance(seq_len, int) else seq_len.split("+")
-        requests = " + ".join("{} × {:,}".format(*map(int, group.split("x"))) for group in groups)
-        rows.append([
-            requests, str(heads), str(seq_q), f"{fp8['us']:.1f}", f"{fp8['us_with_quant']:.1f}",
-            f"{bf16['us']:.1f}", f"{bf16['us'] / fp8['us_with_quant']:.2f}", f"{fp8['gbps']:,.0f}",
-            f"{fp8['tflops']:.0f}", f"{100 * fp8['rel_err']:.2f} %",
+# batch, tokens, heads, query tokens: what README.md shows of the grid
+SHAPES = [(128, 16384, 128, 1), (128, 16384, 128, 2), (128, 16384, 64, 1), (128, 16384, 16, 1), (128, 1024, 128, 1),
+          (16, 4096, 128, 1), (1, 131072, 128, 1), (1, 32768, 128, 1), (1, 32768, 16, 1), (1, 4096, 128, 1), (1, 512, 8, 1)]
+
+
+def render_grid(record: dict) -> list[str]:
+    """Lines of bench/grid.py's table, ours beside the peers, and what the whole of it says."""
+    by_shape = {tuple(int(row[key]) for key in ("batch", "seq_len", "heads", "seq_q")): row for row in record["rows"]}
+    lines = []
+    for shape in SHAPES:
+        row = {key: float(value) for key, value in by_shape[shape].items()}
+        batch, seq_len, heads, seq_q = shape
+        lines.append([
+            f"{batch} × {seq_len:,}", str(heads), str(seq_q), f"{row['us']:.1f}", f"{row['us_with_quant']:.1f}",
+            f"{row['us_flashmla_bf16']:.1f}", f"{row['us_vllm_fp8']:.1f}", f"{row['us_flashmla_bf16'] / row['us']:.2f}",
+            f"{row['speedup_vs_bf16']:.2f}", f"{row['gbps']:,.0f}", f"{row['tflops']:.0f}", f"{100 * row['rel_err']:.2f} %",
         ])
-    header = ["requests × tokens", "heads", "query tokens", "FP8, µs", "with quantize_q, µs", "BF16, µs", "BF16 / FP8",
-              "GB/s", "TFLOPS", "error"]
-    return [*table(header, rows), "", source(record)]
+    header = ["requests × tokens", "heads", "query tokens", "FP8, µs", "with quantize_q, µs", "FlashMLA BF16, µs",
+              "vLLM's FP8, µs", "FlashMLA / FP8", "with quantize_q", "GB/s", "TFLOPS", "error"]
+    alone = [float(row["us_flashmla_bf16"]) / float(row["us"]) for row in record["rows"]]
+    behind = [float(row["speedup_vs_bf16"]) for row in record["rows"]]
+    return [
+        *table(header, lines), "",
+        f"Over all {len(alone)} shapes FlashMLA's time is {min(alone):.2f} to {max(alone):.2f} times ours, "
+        f"{statistics.median(alone):.2f} in the middle; with `quantize_q` {min(behind):.2f} to {max(behind):.2f}, "
+        f"{statistics.median(behind):.2f} in the middle, and below 1 at {sum(x < 1 for x in behind)}.", "",
+        f"<sub>`{record['comments'][2]}` on {record['comments'][0]}; {record['comments'][1]}. "
+        f"Peers: {record['comments'][3]}.</sub>",
+    ]
+
+
+def render_errors(record: dict) -> list[str]:
+    """Error and gain of each kernel by length, for the batch and the cases that tell most."""
+    by_case: dict[tuple, dict[int, dict]] = {}
+    for row in record["rows"]:
+        if row["batch"] == "132" and row["case"] in ("uniform mean", "flat mean", "peaked mean", "sink mean"):
+            by_case.setdefault((row["case"], row["kernel"]), {})[int(row["seq_len"])] = row
+    lengths = sorted({length for rows in by_case.values() for length in rows})
+    names = {"snapmla": "snapmla, FP8", "flash_mla": "FlashMLA, BF16", "vllm_dense_fp8": "vLLM's FP8"}
+    lines = [
+        [case.removesuffix(" mean"), names[kernel], *(f"{100 * float(rows[n]['rel_err']):.2f} %" for n in lengths),
+         f"{float(rows[lengths[-1]]['gain']):.3f}"]
+        for (case, kernel), rows in by_case.items()
+    ]
+    header = ["attention", "kernel", *(f"{n // 1024}K" for n in lengths), f"gain at {lengths[-1] // 1024}K"]
+    device, _, command = record["comments"][0].partition(": ")
+    return [*table(header, lines), "", f"<sub>`{command}` on {device}; batch 132.</sub>"]
 
 
 BLOCKS = {  # between <!-- NAME:begin --> and <!-- NAME:end --> in README.md
@@ -144,8 +174,19 @@ BLOCKS = {  # between <!-- NAME:begin --> and <!-- NAME:end --> in README.md
         (render_eval, "pairs-tiny-mla-cpu.json"),
         (render_bench, "engine-tiny-mla-cpu.json"),
     ),
-    "kernels": ((render_kernels, "decode-h200.json"),),
+    "kernels": ((render_grid, "decode-h100.csv"),),
+    "errors": ((render_errors, "error-vs-length-peers-h100.csv"),),
 }
+
+
+def load(name: str) -> dict:
+    """A result file: JSON as it is; a table as its comments (lines of #) and its rows."""
+    text = (RESULTS / name).read_text()
+    if name.endswith(".json"):
+        return json.loads(text)
+    lines = text.splitlines()
+    return {"comments": [line[2:] for line in lines if line.startswith("#")],
+            "rows": list(csv.DictReader(line for line in lines if not line.startswith("#")))}
 
 
 def rendered() -> tuple[str, str]:
@@ -153,7 +194,7 @@ def rendered() -> tuple[str, str]:
     readme = wanted = (ROOT / "README.md").read_text()
     for name, parts in BLOCKS.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        blocks = ["\n".join(draw(json.loads((RESULTS / file).read_text()))) for draw, file in parts]
+        blocks = ["\n".join(draw(load(file))) for draw, file in parts]
         head, rest = wanted.split(begin)
         _, tail = rest.split(end)
         wanted = head + begin + "\n" + "\n\n".join(blocks) + "\n" + end + tail

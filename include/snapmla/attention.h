@@ -27,7 +27,8 @@
 // backend.
 //
 // Contents that only the device can see (block_table, slots, seq_lens) are checked by the reference backend,
-// which throws; the CUDA backend does not read them on the host, so there they are the caller's promise.
+// which throws; the CUDA backend does not read them on the host, so there they are the caller's promise. A build without
+// NDEBUG asserts on the device that decode's pages lie in the pool.
 //
 // Example: tests/core/headers_test.cc appends 100 tokens and decodes one step over them with these six ops.
 #pragma once

@@ -35,10 +35,10 @@ __device__ __forceinline__ void run_loads(const Args& args, const Maps& maps, st
     if (pages == 0) continue;
     const std::int32_t* table =
         args.block_table + item.request * args.block_table_stride + item.first / kPageTokens;
-    int next_page = table[0];
+    int next_page = page_in(args, table);
     for (int i = 0; i < pages; ++i) {
       const int page = next_page;
-      if (i + 1 < pages) next_page = table[i + 1];
+      if (i + 1 < pages) next_page = page_in(args, table + i + 1);
       // a page is read once by each CTA of the worker, at about the same time: no need to keep it
       constexpr CachePolicy kOnce = CachePolicy::kEvictFirst;
       constexpr CachePolicy kNormal = CachePolicy::kEvictNormal;

@@ -9,7 +9,7 @@
 //     pair     n                    n + 1                    n + 2
 //     loads    n + 2 as parts of slot n % 2 come free
 //     scores   QK | softmax -> P    QK | softmax -> P
-//     values            ...  V^T of n to registers | PV of n behind QK of n + 1
+//     values                        PV of n             PV of n + 1
 //
 // PV computes O^T = V^T P^T: FP8 products want both operands K-major, and V's K, the tokens, runs across its
 // rows; ldmatrix.trans turns it on the way to registers, P is K-major by nature (docs/decode-kernel.md).
@@ -51,7 +51,7 @@ __device__ __forceinline__ void run_loads(const Args& args, const Maps& maps, st
     const std::int32_t* table =
         args.block_table + item.request * args.block_table_stride + item.first / kPageTokens;
     const int pages = item.pages();
-    const auto page_at = [&](int page) { return page < pages ? table[page] : -1; };
+    const auto page_at = [&](int page) { return page < pages ? page_in(args, table + page) : -1; };
     int page0 = page_at(0);
     int page1 = page_at(1);
     for (int page = 0; page < pages; page += 2, ++n) {

@@ -4,6 +4,8 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <cassert>
 #include <cstdint>
 
 #include "core/check.h"
@@ -23,6 +25,7 @@ struct Work {
   const std::int32_t* seq_lens;
   const std::int32_t* block_table;
   std::int64_t block_table_stride;  ///< elements a request
+  int num_pages;                    ///< of the pool; a page of the table is below it
   void* out;                        ///< [batch, rows, 512]
   float* lse;                       ///< [batch, rows]
   void* partial_out;                ///< [max_items, rows, 512]
@@ -50,6 +53,7 @@ inline Work make_work(const DecodeParams& params) {
           .seq_lens = params.seq_lens.as<std::int32_t>(),
           .block_table = params.block_table.as<std::int32_t>(),
           .block_table_stride = params.block_table.stride(0),
+          .num_pages = static_cast<int>(std::min<std::int64_t>(params.cache.num_pages, INT32_MAX)),
           .out = params.out.data(),
           .lse = params.lse.as<float>(),
           .partial_out = partials.out,
@@ -62,6 +66,13 @@ inline Work make_work(const DecodeParams& params) {
           .tiles = ceil_div(static_cast<int>(rows), kTileRows),
           .causal = params.causal,
           .out_f32 = params.out.dtype() == DType::kF32};
+}
+
+/// The page in an entry of the block table. That it lies in the pool only debug builds check.
+__device__ __forceinline__ int page_in([[maybe_unused]] const Work& work, const std::int32_t* entry) {
+  const int page = *entry;
+  assert(page >= 0 && page < work.num_pages);
+  return page;
 }
 
 /// Tensor maps of the queries and the cache, in constant memory: `const __grid_constant__ Maps`.
