@@ -16,9 +16,8 @@
 // at once, and what follows from split_offsets, which the plan wrote, is worked out before the kernel ahead has
 // ended. Loops stay loops: this kernel runs between two others, its instructions come from L2 every time, and
 // unrolled they took longer to arrive than the partials (5 us for one request of 4K tokens; H100, 2026-11-27).
-#include <cuda_fp16.h>
-
 #include <algorithm>
+#include <cstddef>
 
 #include "core/bf16.h"
 #include "cuda/device/launch.h"
@@ -324,15 +323,24 @@ __global__ void __launch_bounds__(kWarps* kWarpLanes, 4)
   }
 }
 
+enum class Launch { kAlone, kOverlapped };
+
+/// kAlone where split_offsets may come from the kernel ahead: those of a plan do not (device/launch.h).
 template <class Stored>
-void launch(const CombineArgs& args, cudaStream_t stream) {
+void launch(const CombineArgs& args, Launch how, cudaStream_t stream) {
   constexpr int kSharedBytes = kWarps * kWarpBytes<Stored>;
   SNAPMLA_CUDA(cudaFuncSetAttribute(combine_kernel<Stored>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     kSharedBytes));
   const std::int64_t most_tasks = std::int64_t{args.batch} * args.rows * kSlices;
   const dim3 grid(static_cast<unsigned>(std::min(most_tasks, kMaxBlocks)),
                   static_cast<unsigned>((args.batch + kChunk - 1) / kChunk));
-  launch_overlapped(combine_kernel<Stored>, grid, kWarps * kWarpLanes, kSharedBytes, stream, args);
+  constexpr unsigned kThreads = kWarps * kWarpLanes;
+  if (how == Launch::kOverlapped) {
+    launch_overlapped(combine_kernel<Stored>, grid, kThreads, kSharedBytes, stream, args);
+  } else {
+    combine_kernel<Stored><<<grid, kThreads, kSharedBytes, stream>>>(args);
+    SNAPMLA_CUDA(cudaGetLastError());
+  }
 }
 
 }  // namespace
@@ -357,7 +365,7 @@ void combine(const CombineParams& params, cudaStream_t stream) {
                   .out = params.out.data(),
                   .out_bf16 = params.out.dtype() == DType::kBF16,
                   .lse = params.lse.as<float>()},
-                 stream);
+                 Launch::kAlone, stream);
 }
 
 void combine_splits(const DecodeParams& params, cudaStream_t stream) {
@@ -376,7 +384,7 @@ void combine_splits(const DecodeParams& params, cudaStream_t stream) {
                      .out = params.out.data(),
                      .out_bf16 = params.out.dtype() == DType::kBF16,
                      .lse = params.lse.as<float>()},
-                    stream);
+                    Launch::kOverlapped, stream);
 }
 
 }  // namespace snapmla::cuda_ops
