@@ -25,8 +25,8 @@ for target in "$@"; do
   "$build/tests/fuzz/fuzz_$target" -runs="$runs" -dict="$dict" -max_len="$longest" -timeout=30 -rss_limit_mb=4096 \
     -print_final_stats=1 -verbosity=0 -artifact_prefix="$build/failed/$target-" "${folders[@]}" >"$log" 2>&1 ||
     { status=$?; tail -40 "$log" >&2; exit "$status"; }
-  [[ -s $build/fuzz.csv ]] || echo "target,inputs,inputs_kept,slowest_s,peak_rss_mb,date,commit" >"$build/fuzz.csv"
+  [[ -s $build/fuzz.csv ]] || echo "target,inputs,inputs_kept,peak_rss_mb,date,commit" >"$build/fuzz.csv"
   stat() { sed -n "s/^stat::$1: *//p" "$log"; }
-  echo "$target,$(stat number_of_executed_units),$(stat new_units_added),$(stat slowest_unit_time_sec),$(stat peak_rss_mb),$(date -u +%F),$(git -C "$here" describe --always)" |
+  echo "$target,$(stat number_of_executed_units),$(stat new_units_added),$(stat peak_rss_mb),$(date -u +%F),$(git -C "$here" describe --always)" |
     tee -a "$build/fuzz.csv"
 done
