@@ -40,7 +40,7 @@ class Tokenizer;     // src/engine/tokenizer.h
 struct ModelConfig;  // src/model/config.h
 
 struct EngineOptions {
-  std::string model_dir{};     ///< a Hugging Face folder: config.json, safetensors, tokenizer.json
+  std::string model_dir{};     ///< a folder in Hugging Face or Mistral layout: config, safetensors, tokenizer
   Backend* backend = nullptr;  ///< null: backend_by_name("auto"); must run whole models
   CacheFormat cache_format = CacheFormat::kFp8;
   ScaleRule scale_rule = ScaleRule::kPowerOfTwo;
