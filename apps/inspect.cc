@@ -41,10 +41,13 @@ nlohmann::ordered_json to_json(const std::string& dir, const CheckpointSummary& 
                               {"experts", c.num_experts},
                               {"experts_per_token", c.top_k},
                               {"shared_experts", c.num_shared_experts},
+                              {"zero_experts", c.num_zero_experts},
                               {"max_position", c.max_position}};
   json["parameters"] = summary.parameters ? nlohmann::ordered_json(*summary.parameters) : nullptr;
   json["weight_bytes"] = summary.weight_bytes ? nlohmann::ordered_json(*summary.weight_bytes) : nullptr;
   json["parameters_by_dtype"] = nlohmann::ordered_json(summary.by_dtype);
+  json["fp8_block"] = nullptr;
+  if (c.fp8.rows != 0) json["fp8_block"] = {c.fp8.rows, c.fp8.columns};
   for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
     json["cache"][to_string(format)] = cache_json(format, c.num_layers, gib);
   }
@@ -67,8 +70,20 @@ std::string experts_text(const ModelConfig& c) {
   if (c.num_experts == 0) return "none (every layer is dense)";
   int moe_layers = 0;
   for (int layer = 0; layer < c.num_layers; ++layer) moe_layers += c.is_moe_layer(layer) ? 1 : 0;
-  return fmt::format("{} routed, {} a token, {} shared; in {} of {} layers", c.num_experts, c.top_k,
+  const std::string zero =
+      c.num_zero_experts > 0 ? fmt::format(" and {} that do nothing", c.num_zero_experts) : "";
+  return fmt::format("{}{} routed, {} a token, {} shared; in {} of {} layers", c.num_experts, zero, c.top_k,
                      c.num_shared_experts, moe_layers, c.num_layers);
+}
+
+std::string layers_text(const ModelConfig& c) {
+  const bool longcat = c.family == Family::kLongcatFlash;
+  const std::string pairs = longcat ? fmt::format(" (two in each of {})", c.num_layers / 2) : "";
+  return fmt::format("{}{}, hidden {}, vocabulary {}", c.num_layers, pairs, c.hidden, with_commas(c.vocab));
+}
+
+std::string fp8_text(const ModelConfig& c) {
+  return fmt::format("FP8 with a scale for {} x {} weights; BF16 once loaded", c.fp8.rows, c.fp8.columns);
 }
 
 void print_text(const std::string& dir, const CheckpointSummary& summary, const InspectOptions& options) {
@@ -80,7 +95,8 @@ void print_text(const std::string& dir, const CheckpointSummary& summary, const 
   };
   line("type", c.model_type);
   line("parameters", parameters_text(summary));
-  line("layers", fmt::format("{}, hidden {}, vocabulary {}", c.num_layers, c.hidden, with_commas(c.vocab)));
+  if (c.fp8.rows != 0) line("storage", fp8_text(c));
+  line("layers", layers_text(c));
   line("attention",
        fmt::format("{} heads, latent {}, rope {}, nope {}, v {}, {}", c.heads, kLatentDim, kRopeDim,
                    c.nope_dim, c.v_dim, c.q_lora > 0 ? fmt::format("q_lora {}", c.q_lora) : "no q_lora"));

@@ -14,6 +14,7 @@
 #include <string_view>
 
 #include "core/check.h"
+#include "model/fp8_weights.h"
 #include "model/json_fields.h"
 
 namespace snapmla {
@@ -115,13 +116,13 @@ void read_longcat(const JsonFields& fields, ModelConfig& config) {
 }
 
 void refuse_unsupported(const JsonFields& fields) {
-  if (fields.has("quantization_config")) {
-    fields.unsupported("quantization_config", fields.at("quantization_config"),
-                       "must be absent: weights must be BF16, F16 or F32");
-  }
   if (fields.has("index_topk")) {
     fields.unsupported("index_topk", fields.at("index_topk"),
                        "must be absent: it asks for sparse attention, and only dense MLA is supported");
+  }
+  if (fields.has("sliding_window")) {
+    fields.unsupported("sliding_window", fields.at("sliding_window"),
+                       "must be absent: every layer attends to all tokens before");
   }
   const std::string activation = fields.text_or("hidden_act", "silu");
   if (activation != "silu") fields.unsupported("hidden_act", activation, "must be silu");
@@ -185,26 +186,31 @@ YarnConfig read_yarn(const JsonFields& rope, int max_position) {
   return yarn;
 }
 
+// mistral4 counts the 64 rotated dimensions as a part of a head, the others as all of their head.
+void check_rotated_part(const JsonFields& fields, const FamilyRules& rules, const ModelConfig& config) {
+  const bool of_a_head = rules.family == Family::kMistral4;
+  const double rotated = of_a_head ? static_cast<double>(kRopeDim) / (config.nope_dim + kRopeDim) : 1;
+  const double partial = fields.number_or("partial_rotary_factor", rotated, 0, 1);
+  if (std::abs(partial - rotated) > 1e-6) {
+    fields.unsupported("partial_rotary_factor", partial, "must be ", rotated);
+  }
+}
+
 // transformers 4 writes rope_theta and rope_scaling, transformers 5 one rope_parameters with both.
 void read_rope(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
   config.rope_theta = fields.number_or("rope_theta", rules.rope_theta, 1 + 1e-6, kMostTheta);
+  check_rotated_part(fields, rules, config);
   const char* name = fields.has("rope_scaling") ? "rope_scaling" : "rope_parameters";
   if (!fields.has(name)) return;
   const JsonFields rope = fields.object(name);
   config.rope_theta = rope.number_or("rope_theta", config.rope_theta, 1 + 1e-6, kMostTheta);
-  // mistral4 counts the 64 rotated dimensions as a part of a head, the others as all of their head.
-  const bool of_a_head = rules.family == Family::kMistral4;
-  const double rotated = of_a_head ? static_cast<double>(kRopeDim) / (config.nope_dim + kRopeDim) : 1;
-  const double partial = rope.number_or("partial_rotary_factor", rotated, 0, 1);
-  if (std::abs(partial - rotated) > 1e-6) {
-    rope.unsupported("partial_rotary_factor", partial, "must be ", rotated);
-  }
+  check_rotated_part(rope, rules, config);
   const char* type_name = rope.has("rope_type") || !rope.has("type") ? "rope_type" : "type";
   const std::string type = rope.has("factor") ? rope.text(type_name) : rope.text_or(type_name, "default");
   if (type == "default") return;
   if (type != "yarn") rope.unsupported(type_name, type, "must be default or yarn");
   config.yarn = read_yarn(rope, config.max_position);
-  if (of_a_head) read_query_growth(rope, "llama_4_scaling_beta", config);
+  if (rules.family == Family::kMistral4) read_query_growth(rope, "llama_4_scaling_beta", config);
 }
 
 // As vLLM reads params.json (vllm/transformers_utils/configs/mistral.py): cos and sin are never scaled, and
@@ -242,7 +248,7 @@ void read_routing(const JsonFields& fields, const FamilyRules& rules, ModelConfi
   config.scoring = rules.scoring;
   config.group_score = rules.group_score;
   config.router_bias = rules.router_bias;
-  const std::string scoring = fields.text_or("scoring_func", rules.scoring_func.data());
+  const std::string scoring = fields.text_or("scoring_func", rules.scoring_func);
   if (scoring != rules.scoring_func) {
     fields.unsupported("scoring_func", scoring, "must be ", rules.scoring_func, " for ", rules.model_type);
   }
@@ -251,7 +257,7 @@ void read_routing(const JsonFields& fields, const FamilyRules& rules, ModelConfi
     fields.unsupported("norm_topk_prob", config.normalize_weights, "must be ",
                        rules.normalize_weights ? "true" : "false", " for ", rules.model_type);
   }
-  const std::string method = fields.text_or("topk_method", rules.topk_method.data());
+  const std::string method = fields.text_or("topk_method", rules.topk_method);
   if (rules.family == Family::kDeepseekV2) {
     if (method == "greedy") return;  // whatever n_group says
     if (method == "group_limited_greedy") return read_groups(fields, config);
@@ -387,6 +393,7 @@ ModelConfig load_config(const std::string& dir) {
   config.model_type = rules.model_type;
   if (mistral_file) require_mla(fields);
   refuse_unsupported(fields);
+  config.fp8 = read_quantization(fields);
   read_attention(fields, rules, config);
   if (longcat) read_longcat(fields, config);
   if (rules.family == Family::kMistral4) {

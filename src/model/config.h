@@ -36,6 +36,12 @@ struct YarnConfig {
           ///< get_mscale(factor, 1); attention_factor wins. get_mscale(f, m) = 0.1 m ln f + 1
 };
 
+/// FP8 weights have a scale for each block of so many rows and columns (fp8_weights.h); 0: none has.
+struct Fp8Blocks {
+  int rows = 0;
+  int columns = 0;
+};
+
 struct ModelConfig {
   Family family = Family::kDeepseekV3;
   std::string model_type;  ///< as in config.json; mistral4 for a params.json
@@ -54,6 +60,7 @@ struct ModelConfig {
       1e-6;                 ///< q_a and kv_a norms: the reference classes use 1e-6 whatever norm_eps says
   double query_scale = 1;   ///< on the normed low-rank query
   double latent_scale = 1;  ///< on the normed latent, before it is cached
+  Fp8Blocks fp8{};
   bool tied_embeddings = false;
   bool attention_bias = false;
 

@@ -28,11 +28,11 @@ struct FamilyRules {
   bool experts = true;  ///< false: every layer is dense, and fields about experts are not read
   Scoring scoring = Scoring::kSigmoid;
   GroupScore group_score = GroupScore::kTopTwoSum;
-  std::string_view scoring_func = "sigmoid";  ///< what the field must be where it is
-  std::string_view topk_method = "noaux_tc";  ///< likewise; kDeepseekV2 has two
-  Presence router_bias = Presence::kAlways;   ///< e_score_correction_bias
-  bool normalize_weights = true;              ///< norm_topk_prob where the file has none
-  bool normalize_is_free = true;              ///< norm_topk_prob may be the other value too
+  const char* scoring_func = "sigmoid";      ///< what the field must be where it is
+  const char* topk_method = "noaux_tc";      ///< likewise; kDeepseekV2 has two
+  Presence router_bias = Presence::kAlways;  ///< e_score_correction_bias
+  bool normalize_weights = true;             ///< norm_topk_prob where the file has none
+  bool normalize_is_free = true;             ///< norm_topk_prob may be the other value too
   int first_dense_layers = -1;          ///< first_k_dense_replace where the file has none; -1: must be there
   bool rope_interleave_is_free = true;  ///< rope_interleave is read; the default is true in all families
   bool tied_embeddings = false;         ///< tie_word_embeddings where the file has none

@@ -41,14 +41,6 @@ std::string shown(std::string_view text) {
   return line + (text.size() > kMost ? "...\"" : "\"");
 }
 
-std::string to_text(const std::vector<std::int64_t>& shape) {
-  std::ostringstream text;
-  text << '[';
-  for (std::size_t i = 0; i < shape.size(); ++i) text << (i == 0 ? "" : ", ") << shape[i];
-  text << ']';
-  return text.str();
-}
-
 // An open file descriptor until it is released.
 class OpenFile {
  public:
@@ -123,14 +115,16 @@ std::optional<std::int64_t> non_negative(const nlohmann::json& value) {
 
 DType parse_dtype(const std::string& path, const std::string& tensor, const std::string& name) {
   static const std::map<std::string, DType> known = {
-      {"F64", DType::kF64}, {"F32", DType::kF32}, {"F16", DType::kF16}, {"BF16", DType::kBF16},
-      {"I64", DType::kI64}, {"I32", DType::kI32}, {"U8", DType::kU8},   {"F8_E4M3", DType::kE4M3}};
-  static const std::vector<std::string> others = {"BOOL", "I8", "I16",     "U16",     "U32",     "U64",
-                                                  "C64",  "F4", "F6_E2M3", "F6_E3M2", "F8_E5M2", "F8_E8M0"};
+      {"F64", DType::kF64},   {"F32", DType::kF32},      {"F16", DType::kF16},
+      {"BF16", DType::kBF16}, {"I64", DType::kI64},      {"I32", DType::kI32},
+      {"U8", DType::kU8},     {"F8_E4M3", DType::kE4M3}, {"F8_E8M0", DType::kU8}};
+  static const std::vector<std::string> others = {"BOOL", "I8", "I16",     "U16",     "U32",    "U64",
+                                                  "C64",  "F4", "F6_E2M3", "F6_E3M2", "F8_E5M2"};
   if (const auto it = known.find(name); it != known.end()) return it->second;
   const bool valid = std::find(others.begin(), others.end(), name) != others.end();
   fail(valid ? ErrorCode::kUnsupported : ErrorCode::kCorruptFile, "safetensors", path, ": tensor ",
-       shown(tensor), " dtype must be F64, F32, F16, BF16, I64, I32, U8 or F8_E4M3; got ", shown(name));
+       shown(tensor), " dtype must be F64, F32, F16, BF16, I64, I32, U8, F8_E4M3 or F8_E8M0; got ",
+       shown(name));
 }
 
 // Bytes of a tensor; nullopt if they overflow.
@@ -300,6 +294,14 @@ void require_floats(const SafetensorsFile& file, const std::string& name,
 
 }  // namespace
 
+std::string to_text(const std::vector<std::int64_t>& shape) {
+  std::ostringstream text;
+  text << '[';
+  for (std::size_t i = 0; i < shape.size(); ++i) text << (i == 0 ? "" : ", ") << shape[i];
+  text << ']';
+  return text.str();
+}
+
 SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
   OpenFile file(path_);
   const std::int64_t file_bytes = file.size();
@@ -401,6 +403,13 @@ const TensorInfo& Checkpoint::info(const std::string& name) const {
   const auto it = file_of_.find(name);
   if (it == file_of_.end()) fail(ErrorCode::kNotFound, "safetensors", dir_, ": has no tensor ", shown(name));
   return files_[it->second].tensors().at(name);
+}
+
+std::vector<std::uint8_t> Checkpoint::read_bytes(const std::string& name) const {
+  const TensorInfo& found = info(name);
+  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(found.end - found.begin));
+  files_[file_of_.at(name)].read(name, bytes.data());
+  return bytes;
 }
 
 std::vector<Bf16> Checkpoint::read_bf16(const std::string& name,

@@ -12,11 +12,14 @@
 namespace snapmla {
 
 struct TensorInfo {
-  DType dtype = DType::kBF16;
+  DType dtype = DType::kBF16;  ///< kU8 for F8_E8M0 too: exponents, which are bytes to all but fp8_weights.h
   std::vector<std::int64_t> shape;
   std::int64_t begin = 0;  ///< byte offsets in the file
   std::int64_t end = 0;
 };
+
+/// "[2, 3]".
+std::string to_text(const std::vector<std::int64_t>& shape);
 
 /// One .safetensors file, open for reading. Movable, not copyable. read() may run on several threads.
 class SafetensorsFile {
@@ -57,6 +60,8 @@ class Checkpoint {
   [[nodiscard]] bool contains(const std::string& name) const;
   [[nodiscard]] std::vector<std::string> names() const;  ///< sorted
 
+  [[nodiscard]] const std::string& dir() const { return dir_; }
+
   /// Throws kNotFound, naming folder and tensor.
   [[nodiscard]] const TensorInfo& info(const std::string& name) const;
 
@@ -67,6 +72,9 @@ class Checkpoint {
                                             const std::vector<std::int64_t>& shape) const;
   [[nodiscard]] std::vector<float> read_f32(const std::string& name,
                                             const std::vector<std::int64_t>& shape) const;
+
+  /// The tensor as it is stored.
+  [[nodiscard]] std::vector<std::uint8_t> read_bytes(const std::string& name) const;
 
  private:
   std::string dir_;

@@ -1,6 +1,13 @@
 #include "model/tensor_list.h"
 
+#include <algorithm>
+#include <array>
+#include <initializer_list>
+#include <set>
+#include <string_view>
 #include <utility>
+
+#include "core/check.h"
 
 namespace snapmla {
 namespace {
@@ -138,6 +145,25 @@ class Lister {
   TensorList list_;
 };
 
+bool ends_with_any(const std::string& name, std::initializer_list<const char*> suffixes) {
+  return std::any_of(suffixes.begin(), suffixes.end(),
+                     [&](const char* suffix) { return name.ends_with(suffix); });
+}
+
+// What a result does not depend on, by the names alone.
+bool is_left_alone(const std::string& name, const ModelConfig& config) {
+  constexpr std::array kPrefixes = {"model.mtp.", "vision_encoder.", "vision_language_adapter.",
+                                    "patch_merger."};
+  const bool other_part = std::any_of(kPrefixes.begin(), kPrefixes.end(),
+                                      [&](const char* prefix) { return name.starts_with(prefix); });
+  const bool scales =
+      config.fp8.rows != 0 && ends_with_any(name, {"_scale", "_scale_inv", "qscale_weight", "qscale_act"});
+  const bool tied_head =
+      config.tied_embeddings && name == std::string(tensor_names(config.names).lm_head) + ".weight";
+  const bool unused_norm = config.post_ffn_norm && name.ends_with(".post_mlp_layernorm.weight");
+  return other_part || scales || tied_head || unused_norm || name.ends_with("rotary_emb.inv_freq");
+}
+
 }  // namespace
 
 const TensorNames& tensor_names(NameStyle style) {
@@ -185,6 +211,28 @@ LayerNames layer_names(NameStyle style, int layer) {
 
 std::vector<TensorSpec> list_tensors(const ModelConfig& config) {
   return Lister(config).list();
+}
+
+void refuse_other_tensors(const Checkpoint& checkpoint, const ModelConfig& config,
+                          const std::vector<TensorSpec>& list) {
+  std::set<std::string> known;
+  for (const TensorSpec& tensor : list) known.insert(tensor.name);
+  const std::vector<std::string> names = checkpoint.names();
+  std::vector<std::string> prediction_layers;
+  for (const std::string& name : names) {
+    constexpr std::string_view kJoin = "eh_proj.weight";
+    if (name.ends_with(kJoin)) prediction_layers.push_back(name.substr(0, name.size() - kJoin.size()));
+  }
+  std::vector<std::string> others;
+  for (const std::string& name : names) {
+    const bool predicts = std::any_of(prediction_layers.begin(), prediction_layers.end(),
+                                      [&](const std::string& prefix) { return name.starts_with(prefix); });
+    if (known.count(name) == 0 && !predicts && !is_left_alone(name, config)) others.push_back(name);
+  }
+  if (others.empty()) return;
+  fail(ErrorCode::kUnsupported, "weights", checkpoint.dir(), ": must hold the tensors of a ",
+       config.model_type, " of this config only; got ", others.size(), " more, the first \"", others.front(),
+       '"');
 }
 
 }  // namespace snapmla

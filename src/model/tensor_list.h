@@ -55,4 +55,11 @@ struct TensorSpec {
 /// Every tensor that a checkpoint of this config must or, where optional, may hold.
 std::vector<TensorSpec> list_tensors(const ModelConfig& config);
 
+/// Throws kUnsupported, naming the first, if the checkpoint has tensors that are not in `list` and that no result
+/// may be without. Left alone are: layers of multi-token prediction (those with an eh_proj, and model.mtp), scales
+/// beside FP8 weights, the vision parts of Mistral's models, RoPE frequencies, a head that is tied, and A.X-K1's
+/// norms of dense layers.
+void refuse_other_tensors(const Checkpoint& checkpoint, const ModelConfig& config,
+                          const std::vector<TensorSpec>& list);
+
 }  // namespace snapmla

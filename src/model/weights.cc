@@ -7,6 +7,7 @@
 
 #include "core/bf16.h"
 #include "core/check.h"
+#include "model/fp8_weights.h"
 #include "model/tensor_list.h"
 
 namespace snapmla {
@@ -22,32 +23,25 @@ std::int64_t element_count(const std::vector<std::int64_t>& shape) {
 class Loader {
  public:
   Loader(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config)
-      : backend_(backend), checkpoint_(checkpoint), names_(tensor_names(config.names)) {
+      : backend_(backend), checkpoint_(checkpoint), names_(tensor_names(config.names)), fp8_(config.fp8) {
     // Before the first read: a checkpoint of many gigabytes must not fail in its last tensor.
-    for (const TensorSpec& tensor : list_tensors(config)) {
+    const std::vector<TensorSpec> list = list_tensors(config);
+    for (const TensorSpec& tensor : list) {
       if (tensor.optional && !checkpoint_.contains(tensor.name)) continue;
-      const TensorInfo& info = checkpoint_.info(tensor.name);
-      const bool readable =
-          info.dtype == DType::kBF16 || info.dtype == DType::kF16 || info.dtype == DType::kF32;
-      // The read throws then, and names file, tensor and rule.
-      if (info.shape != tensor.shape || !readable) {
-        static_cast<void>(checkpoint_.read_bf16(tensor.name, tensor.shape));
-      }
+      check(tensor);
       weights_.num_parameters += element_count(tensor.shape);
       shapes_.emplace(tensor.name, tensor.shape);
     }
+    refuse_other_tensors(checkpoint, config, list);
   }
 
   [[nodiscard]] bool has(const std::string& name) const { return shapes_.count(name) != 0; }
 
-  ConstTensorView bf16(const std::string& name) {
-    const std::vector<std::int64_t>& shape = shapes_.at(name);
-    return upload(checkpoint_.read_bf16(name, shape), DType::kBF16, shape);
-  }
+  ConstTensorView bf16(const std::string& name) { return upload(read(name), DType::kBF16, shapes_.at(name)); }
 
   /// A norm's weight times `scale`, rounded to bf16 again.
   ConstTensorView norm(const std::string& name, double scale = 1) {
-    std::vector<Bf16> values = checkpoint_.read_bf16(name + ".weight", shapes_.at(name + ".weight"));
+    std::vector<Bf16> values = read(name + ".weight");
     for (Bf16& value : values) value = to_bf16(to_float(value) * static_cast<float>(scale));
     return upload(values, DType::kBF16, shapes_.at(name + ".weight"));
   }
@@ -78,7 +72,7 @@ class Loader {
     for (int expert = 0; expert < count; ++expert) {
       std::string tensor = prefix;
       tensor.append(std::to_string(expert)).append(".").append(name).append(".weight");
-      const std::vector<Bf16> values = checkpoint_.read_bf16(tensor, shape);
+      const std::vector<Bf16> values = read(tensor);
       copy(stack + expert * bytes, values.data(), bytes);
     }
     return {stack, DType::kBF16, {count, shape[0], shape[1]}};
@@ -86,7 +80,7 @@ class Loader {
 
   /// kv_b_proj [heads * (nope + v), 512], per head nope rows of W_UK and then v rows of W_UV, into the two.
   void split_kv_b(const std::string& name, const ModelConfig& config, AttentionWeights& attention) {
-    const std::vector<Bf16> kv_b = checkpoint_.read_bf16(name, shapes_.at(name));
+    const std::vector<Bf16> kv_b = read(name);
     const std::int64_t nope = std::int64_t{config.nope_dim} * kLatentDim;
     const std::int64_t v = std::int64_t{config.v_dim} * kLatentDim;
     std::vector<Bf16> w_uk;
@@ -103,6 +97,22 @@ class Loader {
   [[nodiscard]] ModelWeights& weights() { return weights_; }
 
  private:
+  void check(const TensorSpec& tensor) const {
+    const TensorInfo& info = checkpoint_.info(tensor.name);
+    if (info.dtype == DType::kE4M3) return check_fp8(checkpoint_, tensor.name, tensor.shape, fp8_);
+    const bool readable =
+        info.dtype == DType::kBF16 || info.dtype == DType::kF16 || info.dtype == DType::kF32;
+    // The read throws then, and names file, tensor and rule.
+    if (info.shape != tensor.shape || !readable) {
+      static_cast<void>(checkpoint_.read_bf16(tensor.name, tensor.shape));
+    }
+  }
+
+  [[nodiscard]] std::vector<Bf16> read(const std::string& name) const {
+    if (checkpoint_.info(name).dtype == DType::kE4M3) return read_fp8(checkpoint_, name, fp8_);
+    return checkpoint_.read_bf16(name, shapes_.at(name));
+  }
+
   void* allocate(std::int64_t bytes) {
     weights_.bytes += bytes;
     return weights_.buffers.emplace_back(backend_, bytes).data();
@@ -132,6 +142,7 @@ class Loader {
   Backend& backend_;
   const Checkpoint& checkpoint_;
   const TensorNames& names_;
+  Fp8Blocks fp8_;
   std::map<std::string, std::vector<std::int64_t>> shapes_;
   ModelWeights weights_;
 };

@@ -2,8 +2,8 @@
 //
 // kv_b_proj is split once into W_UK [heads, nope, 512] and W_UV [heads, v, 512], row blocks of each head, and
 // never multiplied into another projection. The experts of a layer are stacked. Factors that a family puts on
-// its normed query and latent (LongCat-Flash) are multiplied into the weights of these norms. Tensors of layers beyond
-// num_hidden_layers (multi-token prediction) and tensors with names of their own are left alone.
+// its normed query and latent (LongCat-Flash) are multiplied into the weights of these norms. FP8 weights become BF16
+// (fp8_weights.h).
 #pragma once
 
 #include <cstdint>
@@ -67,8 +67,8 @@ struct ModelWeights {
   std::int64_t bytes = 0;           ///< on the device
 };
 
-/// Checks that all tensors are there with the right shapes before the first is read, then reads them. Throws
-/// as Checkpoint does, naming file and tensor, and Error(kOutOfMemory).
+/// Checks that all tensors are there with the right shapes, and no others that matter, before the first is read,
+/// then reads them. Throws as Checkpoint does, naming file and tensor, and Error(kUnsupported, kOutOfMemory).
 ModelWeights load_weights(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config);
 
 }  // namespace snapmla

@@ -186,6 +186,8 @@ TEST_F(Program, InspectReadsHeadersOrAConfigAlone) {
   const nlohmann::json full = nlohmann::json::parse(snapmla({"inspect", model_, "--gib", "2", "--json"}).out);
   EXPECT_EQ(full["model_type"], "deepseek_v3");
   EXPECT_EQ(full["cache"]["fp8"]["bytes_per_token"], 2 * 644);
+  EXPECT_EQ(full["zero_experts"], 0);
+  EXPECT_TRUE(full["fp8_block"].is_null());
   std::int64_t parameters = 0;
   for (const NamedTensor& tensor :
        make_tensors(nlohmann::json::parse(read_file(model_ + "/config.json")), 1)) {
@@ -201,6 +203,11 @@ TEST_F(Program, InspectReadsHeadersOrAConfigAlone) {
   const ProgramResult text = snapmla({"inspect", bare});
   EXPECT_EQ(text.exit_code, 0) << text.err;
   EXPECT_THAT(text.out, AllOf(HasSubstr("unknown"), HasSubstr("1,152"), HasSubstr("8 routed")));
+
+  nlohmann::json fp8 = nlohmann::json::parse(read_file(model_ + "/config.json"));
+  fp8["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {128, 64}}};
+  write_file(bare + "/config.json", fp8.dump());
+  EXPECT_THAT(snapmla({"inspect", bare}).out, HasSubstr("FP8 with a scale for 128 x 64 weights"));
 }
 
 TEST_F(Program, DoctorTestsTheReference) {

@@ -286,10 +286,8 @@ TEST(Config, NamesAnAbsurdYarnField) {
 
 TEST(Config, NamesWhatIsNotSupported) {
   const std::vector<WrongField> cases = {
-      {"kv_lora_rank", 256},       {"qk_rope_head_dim", 32},
-      {"qk_rope_head_dim", 0},     {"quantization_config", {{"quant_method", "fp8"}}},
-      {"index_topk", 2048},        {"hidden_act", "gelu"},
-      {"scoring_func", "softmax"}, {"topk_method", "greedy"}};
+      {"kv_lora_rank", 256},  {"qk_rope_head_dim", 32},    {"qk_rope_head_dim", 0},  {"index_topk", 2048},
+      {"hidden_act", "gelu"}, {"scoring_func", "softmax"}, {"topk_method", "greedy"}};
   for (const WrongField& wrong : cases) {
     const Error error = error_of([&] { load(with(wrong.field, wrong.value)); });
     EXPECT_EQ(error.code(), ErrorCode::kUnsupported) << wrong.field << ' ' << wrong.value;
@@ -314,6 +312,86 @@ TEST(Config, NamesWhatIsNotSupported) {
   config = v2_config();
   config["mlp_bias"] = true;
   EXPECT_EQ(error_of([&] { load(config); }).code(), ErrorCode::kUnsupported);
+}
+
+json compressed_tensors(const json& weights) {
+  return {{"quant_method", "compressed-tensors"},
+          {"format", "float-quantized"},
+          {"config_groups", {{"group_0", {{"targets", {"Linear"}}, {"weights", weights}}}}}};
+}
+
+json fp8_block() {
+  return {{"num_bits", 8}, {"type", "float"}, {"strategy", "block"}, {"block_structure", {128, 64}}};
+}
+
+TEST(Config, ReadsFp8Blocks) {
+  EXPECT_EQ(load(tiny_config()).fp8.rows, 0);
+  const json fp8 = {{"quant_method", "fp8"},
+                    {"fmt", "e4m3"},
+                    {"scale_fmt", "ue8m0"},
+                    {"activation_scheme", "dynamic"},
+                    {"weight_block_size", {128, 64}}};
+  for (const json& quantization : {fp8, compressed_tensors(fp8_block())}) {
+    const ModelConfig config = load(with("quantization_config", quantization));
+    EXPECT_EQ(config.fp8.rows, 128);
+    EXPECT_EQ(config.fp8.columns, 64);
+  }
+}
+
+struct WrongQuantization {
+  json value;
+  ErrorCode code;
+  const char* text;
+};
+
+TEST(Config, NamesOtherQuantizations) {
+  json int4 = fp8_block();
+  int4["num_bits"] = 4;
+  int4["type"] = "int";
+  json channels = fp8_block();
+  channels["strategy"] = "channel";
+  json two_groups = compressed_tensors(fp8_block());
+  two_groups["config_groups"]["group_1"]["weights"] = fp8_block();
+  two_groups["config_groups"]["group_1"]["weights"]["block_structure"] = {128, 128};
+  json no_groups = compressed_tensors(fp8_block());
+  no_groups["config_groups"] = json::object();
+  constexpr ErrorCode kUnsupported = ErrorCode::kUnsupported;
+  constexpr ErrorCode kCorruptFile = ErrorCode::kCorruptFile;
+  const std::vector<WrongQuantization> cases = {
+      {{{"quant_method", "gptq"}},
+       kUnsupported,
+       "quant_method\" must be fp8 or compressed-tensors with FP8 in blocks; got \"gptq\""},
+      {{{"qformat_weight", "fp8_e4m3"}, {"qscheme_act", "TENSOR"}},
+       kUnsupported,
+       "qformat_weight\" must be absent: only FP8 with a scale a block is supported; got \"fp8_e4m3\""},
+      {{{"quant_method", "fp8"}},
+       kUnsupported,
+       "weight_block_size\" must be there: only FP8 with a scale a block is supported; got null"},
+      {{{"quant_method", "fp8"}, {"fmt", "e5m2"}}, kUnsupported, "fmt\" must be e4m3; got \"e5m2\""},
+      {{{"quant_method", "fp8"}, {"weight_block_size", {128}}},
+       kCorruptFile,
+       "weight_block_size\" must be two numbers: rows and columns; got [128]"},
+      {{{"quant_method", "fp8"}, {"weight_block_size", {0, 128}}},
+       kCorruptFile,
+       "weight_block_size\" must be an integer from 1 to 65536; got 0"},
+      {compressed_tensors(int4), kUnsupported,
+       "config_groups.group_0.weights.num_bits\" must be 8, of type float: integer weights would need "
+       "unpacking, "
+       "and a scale a group of each row; got 4"},
+      {compressed_tensors(channels), kUnsupported,
+       "config_groups.group_0.weights.strategy\" must be block: other scales would need their own shapes; "
+       "got "
+       "\"channel\""},
+      {two_groups, kUnsupported, "config_groups.group_1\" must have the blocks of the group before it"},
+      {no_groups, kCorruptFile, "config_groups\" must name at least one group; got {}"},
+      {"fp8", kCorruptFile, "\"quantization_config\" must be an object"},
+  };
+  for (const WrongQuantization& wrong : cases) {
+    const Error error = error_of([&] { load(with("quantization_config", wrong.value)); });
+    EXPECT_EQ(error.code(), wrong.code) << error.what();
+    EXPECT_THAT(error.what(), HasSubstr("\"quantization_config"));
+    EXPECT_THAT(error.what(), HasSubstr(wrong.text));
+  }
 }
 
 TEST(RopeTable, TurnsPairIByThetaToTheMinusI) {

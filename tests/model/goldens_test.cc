@@ -110,6 +110,7 @@ std::unique_ptr<Model> load(const Golden& golden, CacheFormat format, const Edit
   Tensors tensors = testing::make_tensors(golden.config, golden.seed);
   testing::write_file(dir.file("config.json"), golden.config.dump());
   ModelConfig config = load_config(dir.path());
+  if (config.fp8.rows != 0) tensors = testing::quantize_fp8(tensors, config.fp8.rows);
   if (edit) edit(config, tensors);
   testing::write_safetensors(dir.file("model.safetensors"), tensors);
   return Model::load(reference(), dir.path(), config,
@@ -154,8 +155,8 @@ TEST_P(Goldens, Fp8CacheIsNear) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Goldens,
                          ::testing::Values("v2_greedy", "v2_groups", "v3_yarn", "v3_plain", "v3_halves",
-                                           "kimi_k2", "glm4_moe_lite", "youtu", "axk1", "longcat_flash",
-                                           "mistral_large3"),
+                                           "v3_fp8", "kimi_k2", "glm4_moe_lite", "youtu", "axk1",
+                                           "longcat_flash", "mistral_large3"),
                          [](const auto& test) { return std::string(test.param); });
 
 /// What a params.json says of a mistral4 config.
@@ -313,8 +314,12 @@ void no_routed_scaling(ModelConfig& config, Tensors& /*tensors*/) {
 void no_normalization(ModelConfig& config, Tensors& /*tensors*/) {
   config.normalize_weights = false;
 }
-void no_post_norm(ModelConfig& config, Tensors& /*tensors*/) {
+void no_post_norm(ModelConfig& config, Tensors& tensors) {
   config.post_ffn_norm = false;
+  const auto is_norm = [](const NamedTensor& tensor) {
+    return testing::ends_with(tensor.name, "post_mlp_layernorm.weight");
+  };
+  tensors.erase(std::remove_if(tensors.begin(), tensors.end(), is_norm), tensors.end());
 }
 void no_query_scale(ModelConfig& config, Tensors& /*tensors*/) {
   config.query_scale = 1;
@@ -323,6 +328,12 @@ void no_latent_scale(ModelConfig& config, Tensors& /*tensors*/) {
   config.latent_scale = 1;
 }
 
+void dividing_by_fp8_scales(ModelConfig& /*config*/, Tensors& tensors) {
+  for (NamedTensor& tensor : tensors) {
+    if (!testing::ends_with(tensor.name, "_scale_inv")) continue;
+    for (float& scale : tensor.values) scale = 1 / scale;
+  }
+}
 void no_query_growth(ModelConfig& config, Tensors& /*tensors*/) {
   config.query_growth = 0;
 }
@@ -365,6 +376,7 @@ const std::vector<Mistake>& mistakes() {
       {"RopeInPairsV3", "v3_halves", pairs},
       {"UsualThetaV3", "v3_halves", usual_theta},
       {"NoNormalizationV3", "v3_halves", no_normalization},
+      {"DividingByFp8Scales", "v3_fp8", dividing_by_fp8_scales},
       {"NoMscaleKimi", "kimi_k2", no_mscale},
       {"DeepseeksBetasKimi", "kimi_k2", deepseeks_betas},
       {"UsualThetaKimi", "kimi_k2", usual_theta},

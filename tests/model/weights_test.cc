@@ -5,9 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "config_files.h"
 #include "core/bf16.h"
 #include "snapmla/error.h"
 #include "support/checkpoint.h"
@@ -139,22 +142,30 @@ TEST(Weights, TheStoredTypeChangesNothing) {
   EXPECT_EQ(values_of(f32.layers[1].moe.router), values_of(bf16.layers[1].moe.router));
 }
 
-TEST(Weights, LayersBeyondTheModelAreLeftAlone) {
+NamedTensor extra(const std::string& name) {
+  return testing::random_tensor(1, name, {4, 4}, 1);
+}
+
+TEST(Weights, WhatNoResultDependsOnIsLeftAlone) {
   Tensors tensors = testing::make_tensors(tiny_config(), 4);
   const std::int64_t parameters = load(tiny_config(), tensors).num_parameters;
-  tensors.push_back(testing::random_tensor(1, "model.layers.2.eh_proj.weight", {4, 4}, 1));
+  for (const char* name :
+       {"model.layers.2.eh_proj.weight", "model.layers.2.enorm.weight",
+        "model.layers.2.self_attn.kv_a_proj_with_mqa.weight", "model.layers.2.mlp.gate.weight",
+        "model.layers.2.embed_tokens.weight", "model.mtp.layers.0.input_layernorm.weight",
+        "model.layers.0.self_attn.rotary_emb.inv_freq", "vision_encoder.norm.weight",
+        "vision_language_adapter.w_in.weight", "patch_merger.merging_layer.weight"}) {
+    tensors.push_back(extra(name));
+  }
   EXPECT_EQ(load(tiny_config(), tensors).num_parameters, parameters);
+
+  nlohmann::json tied = tiny_config();
+  tied["tie_word_embeddings"] = true;
+  EXPECT_EQ(load(tied, testing::make_tensors(tiny_config(), 4)).num_parameters, parameters - 300 * 64);
 }
 
 Error error_of(const nlohmann::json& config, const Tensors& tensors) {
-  try {
-    load(config, tensors);
-  } catch (const Error& e) {
-    EXPECT_EQ(std::string(e.what()).find('\n'), std::string::npos) << e.what();
-    return e;
-  }
-  ADD_FAILURE() << "no Error was thrown";
-  return {ErrorCode::kInternal, "none"};
+  return testing::error_of([&] { load(config, tensors); });
 }
 
 TEST(Weights, AMissingTensorIsNamed) {
@@ -168,6 +179,27 @@ TEST(Weights, AMissingTensorIsNamed) {
     EXPECT_EQ(error.code(), ErrorCode::kNotFound);
     EXPECT_THAT(error.what(), HasSubstr(missing.name));
   }
+}
+
+// A result without them would be that of another model.
+TEST(Weights, OtherTensorsAreNamed) {
+  for (const char* name :
+       {"model.layers.0.self_attn.indexer.wk.weight", "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.2.self_attn.o_proj.weight", "model.layers.0.post_mlp_layernorm.weight",
+        "model.layers.1.mlp.experts.8.up_proj.weight", "model.layers.0.mlp.up_proj.weight_scale",
+        "model.layers.0.mlp.up_proj.weight_packed", "score.weight"}) {
+    Tensors tensors = testing::make_tensors(tiny_config(), 4);
+    tensors.push_back(extra(name));
+    const Error error = error_of(tiny_config(), tensors);
+    EXPECT_EQ(error.code(), ErrorCode::kUnsupported) << name;
+    EXPECT_THAT(error.what(),
+                HasSubstr("must hold the tensors of a deepseek_v3 of this config only; got 1 more, the "
+                          "first \"" +
+                          std::string(name) + '"'));
+  }
+  nlohmann::json fewer = tiny_config();  // a config of fewer layers than the checkpoint has
+  fewer["num_hidden_layers"] = 1;
+  EXPECT_EQ(error_of(fewer, testing::make_tensors(tiny_config(), 4)).code(), ErrorCode::kUnsupported);
 }
 
 TEST(Weights, AWrongShapeIsNamed) {
@@ -188,6 +220,117 @@ TEST(Weights, AWrongShapeIsNamed) {
   nlohmann::json config = tiny_config();
   config["num_attention_heads"] = 4;
   EXPECT_EQ(error_of(config, testing::make_tensors(tiny_config(), 4)).code(), ErrorCode::kCorruptFile);
+}
+
+/// A config whose matrices blocks of 128 do not divide, in FP8.
+nlohmann::json fp8_config() {
+  nlohmann::json config = tiny_config();
+  config["hidden_size"] = 160;
+  config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}};
+  return config;
+}
+
+using testing::StoredAs;
+
+struct ScaleStorage {
+  const char* name;
+  StoredAs stored;
+};
+
+// kv_a_proj_with_mqa [576, 160] has 5 x 2 blocks: each gets a scale of its own, powers of two and, where the type
+// can hold them, others.
+TEST(Weights, Fp8TakesTheScaleOfItsBlock) {
+  const std::string prefix = "model.layers.1.self_attn.kv_a_proj_with_mqa.";
+  for (const ScaleStorage storage :
+       {ScaleStorage{"weight_scale_inv", StoredAs::kF32}, ScaleStorage{"weight_scale", StoredAs::kBf16},
+        ScaleStorage{"qscale_weight", StoredAs::kF32}, ScaleStorage{"weight_scale_inv", StoredAs::kE8m0},
+        ScaleStorage{"weight_scale_inv", StoredAs::kU8}}) {
+    Tensors tensors = testing::quantize_fp8(testing::make_tensors(fp8_config(), 4), 128);
+    NamedTensor& scales = find(tensors, prefix + "weight_scale_inv");
+    ASSERT_EQ(scales.shape, (std::vector<std::int64_t>{5, 2}));
+    const bool exponents = storage.stored == StoredAs::kE8m0 || storage.stored == StoredAs::kU8;
+    for (std::size_t i = 0; i < 10; ++i) {
+      scales.values[i] = std::ldexp(exponents ? 1.0F : 1.25F, static_cast<int>(i) * 3 - 20);
+    }
+    scales.name = prefix + storage.name;
+    scales.stored = storage.stored;
+    const std::vector<float>& codes = find(tensors, prefix + "weight").values;
+    const ModelWeights weights = load(fp8_config(), tensors);
+    const std::vector<float> loaded = values_of(weights.layers[1].attention.kv_a.weight);
+    ASSERT_EQ(loaded.size(), 576U * 160U);
+    for (std::size_t i = 0; i < 576; ++i) {
+      for (std::size_t j = 0; j < 160; ++j) {
+        const float expected = round_to_bf16(codes[i * 160 + j] * scales.values[i / 128 * 2 + j / 128]);
+        ASSERT_EQ(loaded[i * 160 + j], expected) << storage.name << ' ' << i << ' ' << j;
+      }
+    }
+  }
+}
+
+// Powers of two lose nothing, wherever a matrix goes: experts are stacked, kv_b_proj is split.
+TEST(Weights, Fp8WithExponentsIsExact) {
+  Tensors tensors = testing::quantize_fp8(testing::make_tensors(fp8_config(), 4), 128);
+  Tensors plain;
+  for (NamedTensor& tensor : tensors) {
+    if (testing::ends_with(tensor.name, "_scale_inv")) {
+      std::fill(tensor.values.begin(), tensor.values.end(), 0.125F);
+      tensor.stored = StoredAs::kE8m0;
+      continue;
+    }
+    plain.push_back(tensor);
+    if (tensor.stored == StoredAs::kE4m3) {
+      for (float& value : plain.back().values) value *= 0.125F;
+      plain.back().stored = StoredAs::kBf16;
+    }
+  }
+  const ModelWeights fp8 = load(fp8_config(), tensors);
+  const ModelWeights bf16 = load(fp8_config(), plain);
+  EXPECT_EQ(values_of(fp8.layers[1].moe.gate), values_of(bf16.layers[1].moe.gate));
+  EXPECT_EQ(values_of(fp8.layers[1].moe.down), values_of(bf16.layers[1].moe.down));
+  EXPECT_EQ(values_of(fp8.layers[0].attention.w_uv), values_of(bf16.layers[0].attention.w_uv));
+  EXPECT_EQ(fp8.bytes, bf16.bytes);
+}
+
+TEST(Weights, WrongFp8IsNamed) {
+  const std::string weight = "model.layers.0.mlp.up_proj.weight";
+  const Tensors good = testing::quantize_fp8(testing::make_tensors(fp8_config(), 4), 128);
+  const auto text_with = [&](ErrorCode code, const std::function<void(Tensors&)>& edit) -> std::string {
+    Tensors tensors = good;
+    edit(tensors);
+    const Error error = error_of(fp8_config(), tensors);
+    EXPECT_EQ(error.code(), code) << error.what();
+    return error.what();
+  };
+  EXPECT_THAT(text_with(ErrorCode::kNotFound,
+                        [&](Tensors& t) { find(t, weight + "_scale_inv").name = "model.mtp.x"; }),
+              HasSubstr("\"" + weight + "\" is e4m3 and must have scales"));
+  EXPECT_THAT(text_with(ErrorCode::kCorruptFile,
+                        [&](Tensors& t) {
+                          std::reverse(find(t, weight + "_scale_inv").shape.begin(),
+                                       find(t, weight + "_scale_inv").shape.end());
+                        }),
+              HasSubstr("_scale_inv\" must have shape [1, 2], a scale for 128 x 128 weights; got [2, 1]"));
+  EXPECT_THAT(
+      text_with(ErrorCode::kCorruptFile, [&](Tensors& t) { find(t, weight + "_scale_inv").values[1] = NAN; }),
+      HasSubstr("_scale_inv\" must be finite; got nan"));
+  EXPECT_THAT(text_with(ErrorCode::kCorruptFile,
+                        [&](Tensors& t) {
+                          find(t, weight + "_scale_inv").values[1] = NAN;
+                          find(t, weight + "_scale_inv").stored = StoredAs::kE8m0;
+                        }),
+              HasSubstr("_scale_inv\" must be finite; got nan"));
+  EXPECT_THAT(text_with(ErrorCode::kCorruptFile,
+                        [&](Tensors& t) { find(t, weight + "_scale_inv").stored = StoredAs::kE4m3; }),
+              HasSubstr("_scale_inv\" must be f32, bf16, f16 or exponents (F8_E8M0, U8); got e4m3"));
+  EXPECT_THAT(text_with(ErrorCode::kUnsupported,
+                        [&](Tensors& t) { find(t, "model.norm.weight").stored = StoredAs::kE4m3; }),
+              HasSubstr("\"model.norm.weight\" must not be e4m3: it is not a matrix"));
+  EXPECT_THAT(text_with(ErrorCode::kCorruptFile, [&](Tensors& t) { find(t, weight).shape.push_back(1); }),
+              HasSubstr("\"" + weight + "\" must have shape [96, 160]; got [96, 160, 1]"));
+
+  nlohmann::json plain = fp8_config();
+  plain.erase("quantization_config");
+  EXPECT_THAT(error_of(plain, good).what(), HasSubstr("is e4m3, and the config has no quantization_config"));
 }
 
 }  // namespace

@@ -9,25 +9,32 @@
 // in any of them shows in the logits.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/bf16.h"
+#include "core/e4m3.h"
 #include "support/temp_dir.h"
 
 namespace snapmla::testing {
 
+enum class StoredAs : std::uint8_t { kBf16, kF32, kE4m3, kE8m0, kU8 };
+
 struct NamedTensor {
   std::string name;
   std::vector<std::int64_t> shape;
-  std::vector<float> values;  ///< exact in bf16
+  std::vector<float> values;            ///< exact in the type they are stored as
+  std::optional<StoredAs> stored = {};  ///< in place of the file's type
 };
 
 /// The `index`-th output of a splitmix64 generator that starts at `state`.
@@ -204,23 +211,43 @@ inline std::vector<NamedTensor> make_tensors(const nlohmann::json& config, std::
   return TensorMaker(config, seed).make();
 }
 
-enum class StoredAs : std::uint8_t { kBf16, kF32 };
+/// The bytes of `value`. Of exponents (kE8m0, and kU8 that stands for it) only powers of two have any.
+inline std::string encode(float value, StoredAs stored) {
+  std::uint32_t bits = 0;
+  std::size_t size = 1;
+  switch (stored) {
+    case StoredAs::kBf16:
+      bits = to_bf16(value).bits;
+      size = 2;
+      break;
+    case StoredAs::kF32:
+      bits = float_to_bits(value);
+      size = 4;
+      break;
+    case StoredAs::kE4m3:
+      bits = to_e4m3(value).bits;
+      break;
+    case StoredAs::kE8m0:
+    case StoredAs::kU8:
+      bits = std::isnan(value) ? 255 : static_cast<std::uint32_t>(std::ilogb(value) + 127);
+      break;
+  }
+  std::string bytes(size, '\0');
+  std::memcpy(bytes.data(), &bits, size);
+  return bytes;
+}
 
-/// One safetensors file. Values are stored as given in either type: they are exact in bf16.
+/// One safetensors file; tensors that name no type of their own are stored as `stored`.
 inline void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                               StoredAs stored = StoredAs::kBf16) {
+  constexpr std::array kNames = {"BF16", "F32", "F8_E4M3", "F8_E8M0", "U8"};
   nlohmann::ordered_json header;
   std::string data;
   for (const NamedTensor& tensor : tensors) {
     const std::size_t begin = data.size();
-    for (const float value : tensor.values) {
-      const std::uint16_t bf16 = to_bf16(value).bits;
-      char bytes[4] = {};
-      const std::size_t size = stored == StoredAs::kBf16 ? sizeof bf16 : sizeof value;
-      std::memcpy(bytes, stored == StoredAs::kBf16 ? static_cast<const void*>(&bf16) : &value, size);
-      data.append(bytes, size);
-    }
-    header[tensor.name] = {{"dtype", stored == StoredAs::kBf16 ? "BF16" : "F32"},
+    const StoredAs as = tensor.stored.value_or(stored);
+    for (const float value : tensor.values) data += encode(value, as);
+    header[tensor.name] = {{"dtype", kNames.at(static_cast<std::size_t>(as))},
                            {"shape", tensor.shape},
                            {"data_offsets", {begin, data.size()}}};
   }
@@ -230,6 +257,50 @@ inline void write_safetensors(const std::string& path, const std::vector<NamedTe
   const std::uint64_t size = text.size();
   std::memcpy(length.data(), &size, sizeof size);
   write_file(path, length + text + data);
+}
+
+/// A matrix in FP8 with a scale a block, the largest of the block over 448: two tensors, the second `scales`.
+inline std::pair<NamedTensor, NamedTensor> to_fp8(const NamedTensor& matrix, std::int64_t block_rows,
+                                                  std::int64_t block_columns, const std::string& scales) {
+  const std::int64_t rows = matrix.shape.at(0);
+  const std::int64_t columns = matrix.shape.at(1);
+  NamedTensor codes{matrix.name, matrix.shape, matrix.values, StoredAs::kE4m3};
+  NamedTensor scale{scales, {0, 0}, {}, StoredAs::kF32};
+  for (std::int64_t top = 0; top < rows; top += block_rows) {
+    ++scale.shape[0];
+    for (std::int64_t left = 0; left < columns; left += block_columns) {
+      const auto each = [&](const auto& body) {
+        for (std::int64_t i = top; i < std::min(rows, top + block_rows); ++i) {
+          for (std::int64_t j = left; j < std::min(columns, left + block_columns); ++j) {
+            body(codes.values[static_cast<std::size_t>(i * columns + j)]);
+          }
+        }
+      };
+      float largest = 0;
+      each([&](float& value) { largest = std::max(largest, std::abs(value)); });
+      const float by = largest / 448;
+      each([&](float& value) { value = to_float(to_e4m3(value / by)); });
+      scale.values.push_back(by);
+    }
+  }
+  scale.shape[1] = static_cast<std::int64_t>(scale.values.size()) / scale.shape[0];
+  return {codes, scale};
+}
+
+/// What DeepSeek-V3 stores in FP8: all matrices of a layer but the router.
+inline std::vector<NamedTensor> quantize_fp8(const std::vector<NamedTensor>& tensors, std::int64_t block) {
+  std::vector<NamedTensor> quantized;
+  for (const NamedTensor& tensor : tensors) {
+    if (tensor.shape.size() != 2 || tensor.name.find(".layers.") == std::string::npos ||
+        ends_with(tensor.name, "gate.weight")) {
+      quantized.push_back(tensor);
+      continue;
+    }
+    auto [codes, scale] = to_fp8(tensor, block, block, tensor.name + "_scale_inv");
+    quantized.push_back(std::move(codes));
+    quantized.push_back(std::move(scale));
+  }
+  return quantized;
 }
 
 /// Writes config.json and model.safetensors into `dir`, which is made if missing; returns `dir`.

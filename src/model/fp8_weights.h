@@ -1,0 +1,34 @@
+// FP8 weights with a scale a block, as DeepSeek-V3 brought them and compressed-tensors (FP8_BLOCK) has them too:
+//
+//     w[i, j] = e4m3[i, j] * scale[i / block_rows, j / block_columns]
+//
+// The scales of x.weight are x.weight_scale_inv, x.weight_scale or x.qscale_weight, F32, BF16, F16, or exponents
+// alone (UE8M0: F8_E8M0, or U8). Weights become BF16 when they are loaded: the ops know one type of weight, and the
+// product is rounded once, not at all where the scale is a power of two.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/json_fields.h"
+#include "model/safetensors.h"
+
+namespace snapmla {
+
+/// The blocks that quantization_config names; none where there is no such field. Throws kUnsupported for every
+/// other quantization, kCorruptFile for absurd blocks.
+Fp8Blocks read_quantization(const JsonFields& fields);
+
+/// The tensor that holds the scales of `weight`; empty if the checkpoint has none.
+std::string find_scales(const Checkpoint& checkpoint, const std::string& weight);
+
+/// Throws unless `weight` is e4m3 of `shape` and has scales of the shape that `blocks` asks for.
+void check_fp8(const Checkpoint& checkpoint, const std::string& weight,
+               const std::vector<std::int64_t>& shape, const Fp8Blocks& blocks);
+
+/// The weight as BF16. check_fp8 must hold. Throws kCorruptFile for scales that are not finite.
+std::vector<Bf16> read_fp8(const Checkpoint& checkpoint, const std::string& weight, const Fp8Blocks& blocks);
+
+}  // namespace snapmla
