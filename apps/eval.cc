@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <optional>
 
@@ -17,6 +16,7 @@
 #include "eval_report.h"
 #include "evaluation.h"
 #include "model/config.h"
+#include "output_file.h"
 #include "progress.h"
 #include "retrieval.h"
 #include "snapmla/backend.h"
@@ -145,18 +145,9 @@ RetrievalFigures evaluate_retrieval(Session& session, const EvalOptions& options
   return figures;
 }
 
-/// Opened before the work, so that a path that cannot be written is known at once.
-std::ofstream open_output(const std::string& path) {
-  std::ofstream file;
-  if (path.empty()) return file;
-  file.open(path);
-  if (!file) fail(ErrorCode::kIo, "eval", "--output must be a file that can be written; got ", path);
-  return file;
-}
-
 int evaluate(const EvalOptions& options) {
   apply(options.common);
-  std::ofstream file = open_output(options.output);
+  const OutputFile file("--output", options.output);
   const auto start = std::chrono::steady_clock::now();
   Session session = open_session(options);
   const Backend& backend = backend_by_name(options.common.backend);
@@ -172,10 +163,7 @@ int evaluate(const EvalOptions& options) {
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   const std::string json = eval_json(result).dump(2) + "\n";
-  if (file.is_open()) {
-    file << json << std::flush;
-    if (!file) fail(ErrorCode::kIo, "eval", "writing ", options.output, " failed");
-  }
+  file.replace(json);
   if (options.common.json) {
     write_stdout(json);
   } else if (options.markdown) {

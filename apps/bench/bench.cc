@@ -4,7 +4,6 @@
 
 #include <array>
 #include <chrono>
-#include <fstream>
 #include <memory>
 #include <utility>
 
@@ -15,8 +14,9 @@
 #include "bench/workload.h"
 #include "cli.h"
 #include "common.h"
-#include "core/check.h"
+#include "output_file.h"
 #include "snapmla/backend.h"
+#include "snapmla/error.h"
 #include "snapmla/version.h"
 #include "terminal.h"
 
@@ -44,15 +44,6 @@ struct KernelOptions {
 Backend& choose_backend(const std::string& name) {
   if (name == "auto") return cuda().supported().ok ? cuda() : reference();
   return backend_by_name(name);
-}
-
-/// Opened before the work, so that a path that cannot be written is known at once.
-std::ofstream open_file(const char* flag, const std::string& path) {
-  std::ofstream file;
-  if (path.empty()) return file;
-  file.open(path);
-  if (!file) fail(ErrorCode::kIo, "bench", flag, " must be a file that can be written; got ", path);
-  return file;
 }
 
 class OwnStream {
@@ -91,24 +82,16 @@ class KernelBench {
   explicit KernelBench(const KernelOptions& options)
       : options_(options),
         backend_(choose_backend(options.common.backend)),
-        json_(open_file("--json", options.json)),
-        csv_(open_file("--csv", options.csv)),
+        json_("--json", options.json),
+        csv_("--csv", options.csv),
         stream_(backend_) {}
 
   void run(const std::vector<BenchPoint>& points) {
     start();
-    try {
-      for (const BenchPoint& point : points) {
-        stop_if_asked();
-        measure_or_skip(point);
-      }
-    } catch (...) {
-      write_json();  // what was measured so far
-      throw;
+    for (const BenchPoint& point : points) {
+      stop_if_asked();
+      measure_or_skip(point);
     }
-    write_json();
-    require_written(csv_, options_.csv);
-    require_written(json_, options_.json);
   }
 
  private:
@@ -132,7 +115,8 @@ class KernelBench {
       write_stdout(limits_text(*limits_));
     }
     write_stdout(line_header());
-    if (csv_.is_open()) csv_ << csv_header() << std::flush;
+    csv_text_ = csv_header();
+    write_files();
   }
 
   void measure_or_skip(const BenchPoint& point) {
@@ -148,6 +132,7 @@ class KernelBench {
     }
     write_stdout(fmt::format("{}: skipped: {}\n", title(point), reason));
     document_["skipped"].push_back({{"point", title(point)}, {"reason", reason}});
+    write_files();
   }
 
   void measure_point(const BenchPoint& point) {
@@ -178,26 +163,26 @@ class KernelBench {
 
   void write(const BenchResult& result) {
     write_stdout(line_text(result));
-    if (csv_.is_open()) csv_ << csv_row(result) << std::flush;
+    csv_text_ += csv_row(result);
     document_["results"].push_back(result_json(result));
+    write_files();
   }
 
-  void write_json() {
-    if (json_.is_open()) json_ << document_.dump(2) << "\n" << std::flush;
-  }
-
-  static void require_written(const std::ofstream& file, const std::string& path) {
-    if (!path.empty() && !file) fail(ErrorCode::kIo, "bench", "writing ", path, " failed");
+  /// What was measured so far: it stays if the next point is stopped.
+  void write_files() const {
+    json_.replace(document_.dump(2) + "\n");
+    csv_.replace(csv_text_);
   }
 
   const KernelOptions& options_;
   Backend& backend_;
-  std::ofstream json_;
-  std::ofstream csv_;
+  OutputFile json_;
+  OutputFile csv_;
   OwnStream stream_;
   std::int64_t l2_ = 0;
   std::optional<DeviceLimits> limits_;
   nlohmann::ordered_json document_;
+  std::string csv_text_;
 };
 
 std::vector<int> parse_sizes(const char* flag, const std::vector<std::string>& texts, int most) {
@@ -282,7 +267,7 @@ void add_run_options(CLI::App& app, KernelOptions& options) {
   app.add_option("--json", options.json, "write the results to this file as JSON")
       ->option_text("FILE")
       ->envname("SNAPMLA_JSON_FILE");
-  app.add_option("--csv", options.csv, "write the results to this file as CSV, line by line")
+  app.add_option("--csv", options.csv, "write the results to this file as CSV, whole after every point")
       ->option_text("FILE")
       ->envname("SNAPMLA_CSV_FILE");
 }

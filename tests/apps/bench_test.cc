@@ -259,7 +259,7 @@ TEST(BenchKernel, NeedsACommandAndWritableFiles) {
     const ProgramResult result = bench({"--shape", "1x1x1", flag, "/nowhere/at/all"});
     EXPECT_EQ(result.exit_code, 1);
     EXPECT_THAT(result.err,
-                AllOf(StartsWith("snapmla: error: [bench] " + flag), HasSubstr("/nowhere/at/all")));
+                AllOf(StartsWith("snapmla: error: [file] " + flag), HasSubstr("/nowhere/at/all")));
   }
   const ProgramResult help = run_program({.args = {"bench", "kernel", "--help"}});
   EXPECT_EQ(help.exit_code, 0);

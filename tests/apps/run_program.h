@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,6 +27,7 @@ struct ProgramRun {
   int signal_after_ms = -1;
   int signal = SIGTERM;
   bool closed_stdout = false;  ///< standard output is a pipe that nobody reads
+  long max_file_bytes = -1;    ///< no file of the program can grow beyond; -1: any can
 };
 
 struct ProgramResult {
@@ -49,6 +51,10 @@ inline std::string read_file(const std::string& path) {
     if (pipe(ends) != 0) _exit(126);
     close(ends[0]);
     out = ends[1];
+  }
+  if (run.max_file_bytes >= 0) {
+    const rlimit limit{static_cast<rlim_t>(run.max_file_bytes), static_cast<rlim_t>(run.max_file_bytes)};
+    setrlimit(RLIMIT_FSIZE, &limit);
   }
   dup2(in, STDIN_FILENO);
   dup2(out, STDOUT_FILENO);
