@@ -1,20 +1,16 @@
 #include "engine/json_node.h"
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
+#include "model/file.h"
 
 namespace snapmla {
+namespace {
+
+constexpr std::int64_t kMaxFileBytes = 256 << 20;  // the largest today, of 200,000 tokens, take 30 MB
+
+}  // namespace
 
 std::string read_tokenizer_text(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) fail(ErrorCode::kNotFound, "tokenizer", path, " cannot be opened: ", std::strerror(errno));
-  std::string text;
-  std::string chunk(1 << 16, '\0');
-  while (stream.read(chunk.data(), static_cast<std::streamsize>(chunk.size())) || stream.gcount() > 0)
-    text.append(chunk, 0, static_cast<std::size_t>(stream.gcount()));
-  if (stream.bad()) fail(ErrorCode::kIo, "tokenizer", path, " cannot be read: ", std::strerror(errno));
-  return text;
+  return read_whole_file("tokenizer", path, kMaxFileBytes);
 }
 
 nlohmann::json read_json(const std::string& path) {

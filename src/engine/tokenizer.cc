@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <deque>
-#include <fstream>
 #include <unordered_map>
 #include <utility>
 
@@ -13,6 +12,7 @@
 #include "engine/rank_files.h"
 #include "engine/tokenizer_file.h"
 #include "engine/utf8.h"
+#include "model/file.h"
 
 namespace snapmla {
 namespace {
@@ -73,7 +73,7 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
 Tokenizer Tokenizer::load(const std::string& dir) {
-  const auto has = [&](const char* name) { return std::ifstream(dir + "/" + name).good(); };
+  const auto has = [&](const char* name) { return file_exists(dir + "/" + name); };
   if (has("tokenizer.json") || (!has("tiktoken.model") && !has("tekken.json"))) {
     const std::string path = dir + "/tokenizer.json";
     return Tokenizer(std::make_unique<Impl>(read_tokenizer_file(path), path));

@@ -6,14 +6,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 #include <string_view>
 
 #include "core/check.h"
+#include "model/file.h"
 #include "model/fp8_weights.h"
 #include "model/json_fields.h"
 
@@ -28,20 +27,11 @@ constexpr int kMaxWidth = 1'000'000;
 constexpr double kMostTheta = 1e12;
 constexpr int kMostExpertsInAll = 1'000'000;  // of all layers
 
-json parse_file(const std::string& path, std::ifstream& in) {
-  in.seekg(0, std::ios::end);
-  const std::int64_t size = in.tellg();
-  if (size < 0) fail(ErrorCode::kIo, "config", path, ": cannot be read");
-  if (size > kMaxFileBytes) {
-    fail(ErrorCode::kCorruptFile, "config", path, ": must be at most 16 MiB; got ", size, " bytes");
-  }
-  in.seekg(0);
-  std::ostringstream text;
-  if (size > 0) text << in.rdbuf();
-  if (!in) fail(ErrorCode::kIo, "config", path, ": cannot be read");
+json parse_file(const std::string& path) {
+  const std::string text = read_whole_file("config", path, kMaxFileBytes);
   json parsed;
   try {
-    parsed = json::parse(text.str());
+    parsed = json::parse(text);
   } catch (const json::exception& e) {
     std::string reason = e.what();
     std::replace(reason.begin(), reason.end(), '\n', ' ');
@@ -363,9 +353,8 @@ void read_special_tokens(const std::string& dir, const JsonFields& fields, bool 
     config.stop_tokens = {2};
   }
   const std::string path = dir + "/generation_config.json";
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return;
-  const json generation = parse_file(path, in);
+  if (!file_exists(path)) return;
+  const json generation = parse_file(path);
   read_generation(JsonFields(path, generation), config);
 }
 
@@ -373,14 +362,9 @@ void read_special_tokens(const std::string& dir, const JsonFields& fields, bool 
 
 ModelConfig load_config(const std::string& dir) {
   std::string path = dir + "/config.json";
-  std::ifstream in(path, std::ios::binary);
-  const bool mistral_file = !in && std::ifstream(dir + "/params.json").good();
-  if (mistral_file) {
-    path = dir + "/params.json";
-    in.open(path, std::ios::binary);
-  }
-  if (!in) fail(ErrorCode::kNotFound, "config", path, ": cannot be opened");
-  const json parsed = parse_file(path, in);
+  const bool mistral_file = !file_exists(path) && file_exists(dir + "/params.json");
+  if (mistral_file) path = dir + "/params.json";
+  const json parsed = parse_file(path);
   const FamilyRules& rules = mistral_file ? *find_family("mistral4") : read_family(JsonFields(path, parsed));
   const bool longcat = rules.family == Family::kLongcatFlash;
   JsonFields::Aliases aliases;

@@ -1,12 +1,7 @@
 #include "model/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -39,60 +34,6 @@ std::string shown(std::string_view text) {
   for (const char c : text.substr(0, kMost))
     line += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
   return line + (text.size() > kMost ? "...\"" : "\"");
-}
-
-// An open file descriptor until it is released.
-class OpenFile {
- public:
-  explicit OpenFile(const std::string& path) : path_(path) {
-    do {
-      // Without O_NONBLOCK, a named pipe would wait for a writer.
-      fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    } while (fd_ < 0 && errno == EINTR);
-    if (fd_ < 0) {
-      const bool missing = errno == ENOENT || errno == ENOTDIR;
-      fail(missing ? ErrorCode::kNotFound : ErrorCode::kIo, "safetensors", path,
-           ": cannot be opened: ", std::strerror(errno));
-    }
-  }
-  OpenFile(const OpenFile&) = delete;
-  OpenFile& operator=(const OpenFile&) = delete;
-  ~OpenFile() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-
-  [[nodiscard]] std::int64_t size() const {
-    struct stat status {};
-    if (::fstat(fd_, &status) != 0) {
-      fail(ErrorCode::kIo, "safetensors", path_, ": cannot be examined: ", std::strerror(errno));
-    }
-    if (!S_ISREG(status.st_mode)) fail(ErrorCode::kIo, "safetensors", path_, ": is not a regular file");
-    return status.st_size;
-  }
-
-  [[nodiscard]] int get() const { return fd_; }
-  int release() { return std::exchange(fd_, -1); }
-
- private:
-  const std::string& path_;
-  int fd_ = -1;
-};
-
-void read_at(int fd, const std::string& path, void* dst, std::int64_t bytes, std::int64_t offset) {
-  constexpr std::int64_t kMostAtOnce = std::int64_t{1} << 30;  // Linux moves at most 2 GiB a call
-  auto* to = static_cast<std::byte*>(dst);
-  while (bytes > 0) {
-    const ssize_t got = ::pread(fd, to, static_cast<std::size_t>(std::min(bytes, kMostAtOnce)), offset);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail(ErrorCode::kIo, "safetensors", path, ": read failed: ", std::strerror(errno));
-    if (got == 0) {
-      fail(ErrorCode::kIo, "safetensors", path, ": ends at byte ", offset, "; ", bytes,
-           " more bytes must follow");
-    }
-    to += got;
-    offset += got;
-    bytes -= got;
-  }
 }
 
 nlohmann::json parse_object(const std::string& path, const std::string& text, const char* what) {
@@ -203,32 +144,19 @@ std::string path_in(const std::string& dir, const std::string& name) {
   return dir + '/' + name;
 }
 
-bool exists(const std::string& path) {
-  struct stat status {};
-  return ::stat(path.c_str(), &status) == 0;
-}
-
 // The file that says what a checkpoint has, or empty.
 std::string checkpoint_file(const std::string& dir) {
   for (const char* name : {"model.safetensors", "model.safetensors.index.json", "consolidated.safetensors",
                            "consolidated.safetensors.index.json"}) {
-    if (exists(path_in(dir, name))) return name;
+    if (file_exists(path_in(dir, name))) return name;
   }
   return {};
 }
 
-std::string read_whole(const std::string& path) {
-  const OpenFile file(path);
-  const std::int64_t size = file.size();
-  if (size > kMaxHeaderBytes) corrupt(path, "must be at most ", kMaxHeaderBytes, " bytes; got ", size);
-  std::string text(static_cast<std::size_t>(size), '\0');
-  read_at(file.get(), path, text.data(), size, 0);
-  return text;
-}
-
 // tensor -> shard of an index file, shard names checked to be plain names of files beside it.
 std::map<std::string, std::string> read_index(const std::string& path) {
-  const nlohmann::json index = parse_object(path, read_whole(path), "the index");
+  const nlohmann::json index =
+      parse_object(path, read_whole_file("safetensors", path, kMaxHeaderBytes), "the index");
   const auto weights = index.find("weight_map");
   if (weights == index.end()) corrupt(path, "field \"weight_map\" is missing");
   if (!weights->is_object()) corrupt(path, "weight_map must be a JSON object; got ", weights->type_name());
@@ -302,51 +230,36 @@ std::string to_text(const std::vector<std::int64_t>& shape) {
   return text.str();
 }
 
-SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
-  OpenFile file(path_);
-  const std::int64_t file_bytes = file.size();
+SafetensorsFile::SafetensorsFile(const std::string& path) : file_("safetensors", path) {
+  const std::int64_t file_bytes = file_.size();
   if (file_bytes < kLengthBytes) {
-    corrupt(path_, "must begin with an 8-byte header length; got ", file_bytes, " bytes");
+    corrupt(path, "must begin with an 8-byte header length; got ", file_bytes, " bytes");
   }
   std::uint64_t header_bytes = 0;
-  read_at(file.get(), path_, &header_bytes, kLengthBytes, 0);
+  file_.read_at(&header_bytes, kLengthBytes, 0);
   if (header_bytes > static_cast<std::uint64_t>(std::min(kMaxHeaderBytes, file_bytes - kLengthBytes))) {
-    corrupt(path_, "header length must be at most ", kMaxHeaderBytes, " and the ", file_bytes - kLengthBytes,
+    corrupt(path, "header length must be at most ", kMaxHeaderBytes, " and the ", file_bytes - kLengthBytes,
             " bytes that follow it; got ", header_bytes);
   }
   std::string text(header_bytes, '\0');
-  read_at(file.get(), path_, text.data(), static_cast<std::int64_t>(header_bytes), kLengthBytes);
-  const nlohmann::json header = parse_object(path_, text, "the header");
+  file_.read_at(text.data(), static_cast<std::int64_t>(header_bytes), kLengthBytes);
+  const nlohmann::json header = parse_object(path, text, "the header");
   for (const auto& [name, entry] : header.items()) {
-    if (name != "__metadata__") tensors_.emplace(name, parse_tensor(path_, name, entry));
+    if (name != "__metadata__") tensors_.emplace(name, parse_tensor(path, name, entry));
   }
   const std::int64_t data_begin = kLengthBytes + static_cast<std::int64_t>(header_bytes);
-  check_layout(path_, tensors_, file_bytes - data_begin);
+  check_layout(path, tensors_, file_bytes - data_begin);
   for (auto& [name, info] : tensors_) {
     info.begin += data_begin;
     info.end += data_begin;
   }
-  fd_ = file.release();
-}
-
-SafetensorsFile::~SafetensorsFile() {
-  if (fd_ >= 0) ::close(fd_);
-}
-
-SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept
-    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), tensors_(std::move(other.tensors_)) {}
-
-SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&& other) noexcept {
-  std::swap(path_, other.path_);
-  std::swap(fd_, other.fd_);
-  std::swap(tensors_, other.tensors_);
-  return *this;
 }
 
 void SafetensorsFile::read(const std::string& name, void* dst) const {
   const auto it = tensors_.find(name);
-  if (it == tensors_.end()) fail(ErrorCode::kNotFound, "safetensors", path_, ": has no tensor ", shown(name));
-  read_at(fd_, path_, dst, it->second.end - it->second.begin, it->second.begin);
+  if (it == tensors_.end())
+    fail(ErrorCode::kNotFound, "safetensors", path(), ": has no tensor ", shown(name));
+  file_.read_at(dst, it->second.end - it->second.begin, it->second.begin);
 }
 
 bool Checkpoint::is_in(const std::string& dir) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "model/file.h"
 #include "snapmla/tensor.h"
 
 namespace snapmla {
@@ -28,12 +29,9 @@ class SafetensorsFile {
   /// DType lacks), or kCorruptFile: header length beyond the file or over 100 MB, not JSON, an unknown dtype,
   /// offsets that overlap, leave holes, run past the file, or do not match shape and dtype. The text names
   /// file and tensor.
-  explicit SafetensorsFile(std::string path);
-  ~SafetensorsFile();
-  SafetensorsFile(SafetensorsFile&& other) noexcept;
-  SafetensorsFile& operator=(SafetensorsFile&& other) noexcept;
+  explicit SafetensorsFile(const std::string& path);
 
-  [[nodiscard]] const std::string& path() const { return path_; }
+  [[nodiscard]] const std::string& path() const { return file_.path(); }
   [[nodiscard]] const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
 
   /// Reads a whole tensor into `dst` (end - begin bytes). Throws Error kNotFound (no such tensor), kIo (short
@@ -41,8 +39,7 @@ class SafetensorsFile {
   void read(const std::string& name, void* dst) const;
 
  private:
-  std::string path_;
-  int fd_ = -1;
+  InputFile file_;
   std::map<std::string, TensorInfo> tensors_;
 };
 

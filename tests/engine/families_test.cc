@@ -262,7 +262,7 @@ TEST(TiktokenFile, RefusesWhatIsWrong) {
   config_error(ErrorCode::kUnsupported, "/added_tokens_decoder/600/lstrip", true, "lstrip is not supported");
   const Spoiled missing("kimi", "x", "");
   std::filesystem::remove(missing.path() + "/tokenizer_config.json");
-  expect_error(missing.path(), ErrorCode::kNotFound, "tokenizer_config.json cannot be opened");
+  expect_error(missing.path(), ErrorCode::kNotFound, "tokenizer_config.json: cannot be opened");
 }
 
 TEST(TekkenFile, RefusesWhatIsWrong) {

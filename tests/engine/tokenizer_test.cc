@@ -220,7 +220,7 @@ TEST(StreamDecoder, HoldsBackUnfinishedCharacters) {
 
 TEST(Tokenizer, RefusesBrokenFiles) {
   const TempDir dir;
-  expect_error(ErrorCode::kNotFound, "tokenizer.json cannot be opened",
+  expect_error(ErrorCode::kNotFound, "tokenizer.json: cannot be opened",
                [&] { Tokenizer::load(dir.file("none")); });
   const auto refused = [](const std::string& text, const std::string& message) {
     expect_error(ErrorCode::kCorruptFile, message, [&] { load_text(text); });
