@@ -11,7 +11,7 @@ TORCH_OLDEST ?= 2.10.0
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps check-deps python-deps build demo test test-slow test-python test-python-oldest wheel wheel-manylinux asan fuzz-deps fuzz cuda bench format check-format tidy results install clean
+.PHONY: help deps check-deps python-deps build demo test test-slow test-python test-python-oldest wheel wheel-manylinux asan tsan fuzz-deps fuzz cuda bench format check-format tidy results install clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -77,6 +77,10 @@ test-python-oldest: wheel $(VENV_OLDEST)/ready ## test the same wheel with the o
 asan: deps build/asan/build.ninja ## run the same tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@cmake --build --preset asan -j $(JOBS)
 	@ctest --preset asan -j $(JOBS)
+
+tsan: deps build/tsan/build.ninja ## run the same tests under ThreadSanitizer
+	@cmake --build --preset tsan -j $(JOBS)
+	@ctest --preset tsan -j $(JOBS)
 
 FUZZ_TARGETS ?= safetensors config tokenizer_json tiktoken tekken chat_template
 FUZZ_RUNS ?= 1000000
