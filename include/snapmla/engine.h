@@ -24,6 +24,16 @@
 //     engine.submit({.prompt = "In the beginning", .max_tokens = 32});
 //     while (!engine.idle())
 //       for (const snapmla::TokenEvent& event : engine.step()) std::cout << event.text;
+//
+// Two requests that begin alike, in a pool that holds little more than one of them (same test):
+//
+//     snapmla::Engine small({.model_dir = "models/tiny-mla", .max_seq_len = 256, .max_batch = 2,
+//                            .num_pages = 5, .prefill_chunk = 64, .enable_prefix_caching = true});
+//     const std::string start = "And it came to pass in those days, that there went out a decree";
+//     small.submit({.prompt = start + " from", .max_tokens = 150, .ignore_eos = true});
+//     small.submit({.prompt = start + " that", .max_tokens = 150, .ignore_eos = true});
+//     while (!small.idle()) small.step();
+//     std::cout << small.stats().prefix_tokens << " tokens shared, " << small.stats().preemptions << " preempted";
 #pragma once
 
 #include <cstdint>
