@@ -139,6 +139,28 @@ void add_size_options(CLI::App& app, CommonOptions& options) {
       ->option_text("N");
 }
 
+void add_scheduler_options(CLI::App& app, CommonOptions& options) {
+  constexpr int kMostSeqs = 4096;
+  app.add_option("--max-num-seqs", options.max_num_seqs,
+                 "requests that run together; changes speed, never results")
+      ->check(CLI::Range(1, kMostSeqs))
+      ->option_text("N")
+      ->capture_default_str();
+  add_chunk_option(app, options);
+  app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", options.enable_prefix_caching,
+               "share the cache pages of prompts that begin alike; changes speed, never results")
+      ->default_str("true");
+}
+
+void add_chunk_option(CLI::App& app, CommonOptions& options) {
+  app.add_option("--max-num-batched-tokens", options.max_num_batched_tokens,
+                 "prompt tokens of a step, beside one token of every decoding request; changes speed, never "
+                 "results")
+      ->transform(human_size(1))
+      ->option_text("N")
+      ->capture_default_str();
+}
+
 void add_output_options(CLI::App& app, CommonOptions& options) {
   app.add_flag("--json", options.json, "print one JSON object to standard output instead of text");
   add_log_options(app, options);

@@ -23,13 +23,18 @@ struct Command {
 Command add_run(CLI::App& program);
 Command add_chat(CLI::App& program);
 Command add_eval(CLI::App& program);
-Command add_bench(CLI::App& program);
+Command add_bench_kernel(CLI::App& bench);
+Command add_bench_throughput(CLI::App& bench);
 Command add_inspect(CLI::App& program);
 Command add_doctor(CLI::App& program);
 
 void add_model_option(CLI::App& app, CommonOptions& options);
 void add_engine_options(CLI::App& app, CommonOptions& options);  ///< backend, scale rule
 void add_size_options(CLI::App& app, CommonOptions& options);    ///< longest request, pages
+/// Requests together, prompt tokens a step, prefix caching.
+void add_scheduler_options(CLI::App& app, CommonOptions& options);
+/// Prompt tokens a step: what one request alone can use of them.
+void add_chunk_option(CLI::App& app, CommonOptions& options);
 void add_output_options(CLI::App& app, CommonOptions& options);  ///< json, color, log level, threads
 void add_log_options(CLI::App& app, CommonOptions& options);     ///< the same without json
 /// Log level and threads take effect.

@@ -68,6 +68,9 @@ EngineOptions engine_options(const CommonOptions& options, CacheFormat format) {
   engine.scale_rule = parse_scale_rule(options.scale_rule);
   engine.max_seq_len = options.max_model_len;
   engine.num_pages = options.num_pages;
+  engine.max_batch = options.max_num_seqs;
+  engine.prefill_chunk = options.max_num_batched_tokens;
+  engine.enable_prefix_caching = options.enable_prefix_caching;
   return engine;
 }
 

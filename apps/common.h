@@ -18,6 +18,9 @@ struct CommonOptions {
   std::string scale_rule = "pow2";
   int max_model_len = 0;
   std::int64_t num_pages = 0;
+  int max_num_seqs = 8;
+  int max_num_batched_tokens = 512;
+  bool enable_prefix_caching = true;
   bool json = false;
   std::string color = "auto";
   std::string log_level = "warning";

@@ -33,7 +33,6 @@ struct EvalOptions {
   std::string text;
   std::int64_t tokens = 10240;
   int max_context = 0;
-  int max_batch = 8;
   bool passkey = false;
   int pairs = 0;
   std::vector<int> lengths{512, 1024, 2048, 4096};
@@ -75,9 +74,7 @@ Session open_session(const EvalOptions& options) {
   common.max_model_len = longest;
   for (const CacheFormat format : {CacheFormat::kBf16, CacheFormat::kFp8}) {
     if (options.kv_cache_dtype != "both" && options.kv_cache_dtype != to_string(format)) continue;
-    EngineOptions engine = engine_options(common, format);
-    engine.max_batch = options.max_batch;
-    (format == CacheFormat::kFp8 ? session.fp8 : session.bf16).emplace(engine);
+    (format == CacheFormat::kFp8 ? session.fp8 : session.bf16).emplace(engine_options(common, format));
   }
   spdlog::info("model {}, text {} ({} bytes), contexts up to {}", dir, text_file, session.text.size(),
                longest);
@@ -191,11 +188,6 @@ void add_text_options(CLI::App& app, EvalOptions& options) {
                  "longest context scored (default: 4k, or the model's maximum if that is less)")
       ->transform(human_size(kLeastContext))
       ->option_text("N");
-  constexpr int kMostBatch = 4096;
-  app.add_option("--max-batch", options.max_batch, "texts decoded together; changes speed, never results")
-      ->check(CLI::Range(1, kMostBatch))
-      ->option_text("N")
-      ->capture_default_str();
 }
 
 void add_retrieval_options(CLI::App& app, EvalOptions& options) {
@@ -234,6 +226,7 @@ Command add_eval(CLI::App& program) {
   add_text_options(*app, *options);
   add_retrieval_options(*app, *options);
   add_engine_options(*app, options->common);
+  add_scheduler_options(*app, options->common);
   add_output_options(*app, options->common);
   app->add_flag("--markdown", options->markdown, "print Markdown tables instead of text");
   app->add_option("--output", options->output, "also write the results to this file, as JSON")

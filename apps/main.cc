@@ -57,11 +57,21 @@ int run(int argc, const char* const* argv) {
       "  snapmla chat DIR                               talk with a model through its chat template\n"
       "  snapmla eval --passkey                         what FP8 costs in quality\n"
       "  snapmla bench kernel --check                   how fast the attention ops are\n"
+      "  snapmla bench throughput --prefix-len 512      how fast the engine gets through many requests\n"
       "  snapmla inspect models/tiny-mla --gib 16       what fits\n"
       "  snapmla doctor                                 what this machine can run");
-  const std::array commands{snapmla::apps::add_run(program),     snapmla::apps::add_chat(program),
-                            snapmla::apps::add_eval(program),    snapmla::apps::add_bench(program),
-                            snapmla::apps::add_inspect(program), snapmla::apps::add_doctor(program)};
+  const Command run = snapmla::apps::add_run(program);
+  const Command chat = snapmla::apps::add_chat(program);
+  const Command eval = snapmla::apps::add_eval(program);
+  CLI::App& bench = *program.add_subcommand("bench", "Measure the attention ops, or the engine");
+  bench.require_subcommand(1);
+  const std::array commands{run,
+                            chat,
+                            eval,
+                            snapmla::apps::add_bench_kernel(bench),
+                            snapmla::apps::add_bench_throughput(bench),
+                            snapmla::apps::add_inspect(program),
+                            snapmla::apps::add_doctor(program)};
   snapmla::apps::name_environment(program);
   try {
     program.parse(argc, argv);

@@ -173,6 +173,7 @@ Command add_run(CLI::App& program) {
       ->excludes(dtype);
   add_engine_options(*app, options->common);
   add_size_options(*app, options->common);
+  add_chunk_option(*app, options->common);
   add_output_options(*app, options->common);
   app->footer(
       "The text goes to standard output as it comes, the figures to standard error afterwards.\n\n"

@@ -274,11 +274,9 @@ void add_run_options(CLI::App& app, KernelOptions& options) {
 
 }  // namespace
 
-Command add_bench(CLI::App& program) {
+Command add_bench_kernel(CLI::App& bench) {
   const auto options = std::make_shared<KernelOptions>();
-  CLI::App* bench = program.add_subcommand("bench", "Measure the attention ops");
-  bench->require_subcommand(1);
-  CLI::App* app = bench->add_subcommand("kernel", "Time the attention ops beside the limits of the device");
+  CLI::App* app = bench.add_subcommand("kernel", "Time the attention ops beside the limits of the device");
   add_shape_options(*app, *options);
   add_run_options(*app, *options);
   add_log_options(*app, options->common);
