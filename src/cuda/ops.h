@@ -10,7 +10,7 @@
 //     partial_out[max_items][rows][512]            normalised by its own lse; BF16 cache: float
 //                                                  FP8: half, real = stored * partial_scale, so at most 448
 //
-// Half partials keep 11 bits where P keeps 4, and halve what a split costs: an SM stores 21 bytes a cycle.
+// Half partials keep 11 bits where P keeps 4, and halve what a split costs: an SM stores 32 bytes a cycle at best (bench/results/store-rates-h100.csv).
 //
 // (The namespace is not snapmla::cuda, which is a function.)
 #pragma once

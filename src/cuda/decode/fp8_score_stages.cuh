@@ -9,8 +9,8 @@
 // and out = O / (448 sum). m is the exact maximum, so the weight of the largest token is 448 (by a power of
 // two, with power-of-two scales), which e4m3 holds exactly: with m rounded up to an integer, peaked attention
 // lost 2 % instead of 0.4 %. Where the pair has one scale, it and 448 / K * scale go into the factor and the
-// exponent, and the two products with them fall away. The reference only keeps gains, the factors of T, in fp32's range: it moves when
-// m has outgrown it by kMaxGain, which rescales O.
+// exponent, and the two products with them fall away. The reference only keeps gains, the factors of T, in
+// fp32's range: it moves when m has outgrown it by kMaxGain, which rescales O.
 #pragma once
 
 #include "cuda/decode/fp8_load_stages.cuh"
