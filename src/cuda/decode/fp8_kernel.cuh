@@ -55,7 +55,7 @@ __device__ __forceinline__ void run_loads(const Args& args, const Maps& maps, st
     int page0 = page_at(0);
     int page1 = page_at(1);
     for (int page = 0; page < pages; page += 2, ++n) {
-      // The first queries find their place free, and all else waits for them: an SM takes in some 50 bytes a cycle.
+      // The first queries find their place free, and all else waits for them: an SM takes in some 40 bytes a cycle.
       // Later ones wait for QK of the item before, and pages must not wait with them.
       if (n == 0) load_query(maps, s_base, item.request, first_row, queries++);
       // and the second pair of every CTA waits for the first of all
