@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "snapmla/backend.h"
 #include "snapmla/tensor.h"
@@ -58,15 +57,17 @@ struct PrefillAttentionParams {
   TensorView out{};  ///< [tokens, heads, v_dim] bf16, causal
 };
 
-/// One row's way to choose its token.
+/// One row's way to choose its token. Copied to the device as it lies in memory.
 struct SampleRow {
-  float temperature = 0;
-  int top_k = 0;
-  float top_p = 1;
+  float temperature = 0;     ///< 0: greedy
+  std::int32_t top_k = 0;    ///< 0: no cut
+  float top_p = 1;           ///< 1: no cut
+  std::int32_t forced = -1;  ///< a token to take as it is; -1: choose
   std::uint64_t seed = 0;
   std::uint64_t position =
       0;  ///< index of the generated token: the random number is a function of (seed, position)
 };
+inline constexpr std::int64_t kSampleRowBytes = sizeof(SampleRow);
 
 class PlainOps {
  public:
@@ -120,10 +121,12 @@ class PlainOps {
   virtual void experts(const ExpertsParams& params, Stream) const = 0;
   virtual void prefill_attention(const PrefillAttentionParams& params, Stream) const = 0;
 
-  /// token[i] from logits[i].   logits [n, vocab] f32, rows: host array of n, token [n] int32, logprob [n]
-  /// f32: ln softmax of the unscaled logits at the token. Greedy takes the lowest index among equals.
-  virtual void sample(const ConstTensorView& logits, const std::vector<SampleRow>& rows,
-                      const TensorView& token, const TensorView& logprob, Stream) const = 0;
+  /// token[i] from logits[i].   logits [at least n, vocab] f32, rows [n, kSampleRowBytes] u8: n SampleRow, dense
+  /// and 16-byte aligned, token [n] int32, logprob [n] f32: ln softmax of the unscaled logits at the token.
+  /// Greedy takes the lowest index among equals. A row without a softmax (core/sample_rule.h) throws where ops
+  /// run at once; where they are enqueued its token is -1, and its logprob NaN.
+  virtual void sample(const ConstTensorView& logits, const ConstTensorView& rows, const TensorView& token,
+                      const TensorView& logprob, Stream) const = 0;
 };
 
 }  // namespace snapmla

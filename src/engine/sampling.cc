@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 
 #include "core/check.h"
+#include "core/sample_rule.h"
 
 namespace snapmla {
 
@@ -16,36 +16,31 @@ void check_sampling(const SamplingParams& params) {
                   "top_p must be above 0 and at most 1; got ", params.top_p);
 }
 
-double log_probability(const std::vector<float>& logits, std::int32_t token) {
-  const double top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - top);
-  return logits[static_cast<std::size_t>(token)] - top - std::log(sum);
-}
-
 Sampler::Sampler(Backend& backend, int max_rows)
     : backend_(&backend),
-      max_rows_(max_rows),
+      staged_(static_cast<std::size_t>(max_rows)),
+      rows_(backend, max_rows * kSampleRowBytes),
       tokens_(backend, std::int64_t{max_rows} * size_of(DType::kI32)),
       logprobs_(backend, std::int64_t{max_rows} * size_of(DType::kF32)) {}
 
 std::vector<Chosen> Sampler::choose(const ConstTensorView& logits, const std::vector<Choice>& choices,
                                     Stream stream) {
   const auto num_rows = static_cast<std::int64_t>(choices.size());
-  SNAPMLA_ASSERT(num_rows >= 1 && num_rows <= max_rows_ && num_rows <= logits.dim(0));
+  SNAPMLA_ASSERT(num_rows >= 1 && choices.size() <= staged_.size() && num_rows <= logits.dim(0));
   SNAPMLA_ASSERT(logits.dtype() == DType::kF32 && logits.is_contiguous());
   const std::int64_t vocab = logits.dim(1);
 
-  std::vector<SampleRow> rows;
-  rows.reserve(choices.size());
-  for (const Choice& choice : choices) {
-    rows.push_back({.temperature = choice.forced < 0 ? choice.sampling.temperature : 0,
-                    .top_k = choice.sampling.top_k,
-                    .top_p = choice.sampling.top_p,
-                    .seed = choice.sampling.seed,
-                    .position = static_cast<std::uint64_t>(choice.token_idx)});
-  }
-  backend_->plain_ops().sample(ConstTensorView(logits.data(), DType::kF32, {num_rows, vocab}), rows,
+  std::transform(choices.begin(), choices.end(), staged_.begin(), [](const Choice& choice) {
+    return SampleRow{.temperature = choice.sampling.temperature,
+                     .top_k = choice.sampling.top_k,
+                     .top_p = choice.sampling.top_p,
+                     .forced = choice.forced,
+                     .seed = choice.sampling.seed,
+                     .position = static_cast<std::uint64_t>(choice.token_idx)};
+  });
+  backend_->copy(rows_.data(), staged_.data(), num_rows * kSampleRowBytes, CopyKind::kHostToDevice, stream);
+  backend_->plain_ops().sample(ConstTensorView(logits.data(), DType::kF32, {num_rows, vocab}),
+                               ConstTensorView(rows_.data(), DType::kU8, {num_rows, kSampleRowBytes}),
                                TensorView(tokens_.data(), DType::kI32, {num_rows}),
                                TensorView(logprobs_.data(), DType::kF32, {num_rows}), stream);
 
@@ -55,20 +50,27 @@ std::vector<Chosen> Sampler::choose(const ConstTensorView& logits, const std::ve
                  stream);
   backend_->copy(logprobs.data(), logprobs_.data(), num_rows * size_of(DType::kF32), CopyKind::kDeviceToHost,
                  stream);
+  const auto download = [&](std::size_t row) {
+    std::vector<float> values(static_cast<std::size_t>(vocab));
+    backend_->copy(values.data(), logits.as<float>() + static_cast<std::int64_t>(row) * vocab,
+                   vocab * size_of(DType::kF32), CopyKind::kDeviceToHost, stream);
+    return values;
+  };
   std::vector<Chosen> chosen(choices.size());
   for (std::size_t i = 0; i < choices.size(); ++i) {
-    if (choices[i].forced < 0 && !choices[i].return_logits) continue;
-    chosen[i].logits.resize(static_cast<std::size_t>(vocab));
-    backend_->copy(chosen[i].logits.data(), logits.as<float>() + static_cast<std::int64_t>(i) * vocab,
-                   vocab * size_of(DType::kF32), CopyKind::kDeviceToHost, stream);
+    if (choices[i].return_logits) chosen[i].logits = download(i);
   }
   backend_->synchronize(stream);
 
   for (std::size_t i = 0; i < choices.size(); ++i) {
-    const bool forced = choices[i].forced >= 0;
-    chosen[i].token = forced ? choices[i].forced : tokens[i];
-    chosen[i].logprob = forced ? log_probability(chosen[i].logits, chosen[i].token) : double{logprobs[i]};
-    if (!choices[i].return_logits) chosen[i].logits = {};
+    if (tokens[i] < 0) {  // a device cannot throw: the row itself says what is wrong with it
+      const std::vector<float> row = download(i);
+      backend_->synchronize(stream);
+      require_softmax(row.data(), vocab, static_cast<std::int64_t>(i));
+    }
+    SNAPMLA_ASSERT(tokens[i] >= 0);
+    chosen[i].token = tokens[i];
+    chosen[i].logprob = logprobs[i];
   }
   return chosen;
 }

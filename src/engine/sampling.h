@@ -2,7 +2,7 @@
 //
 // A row's choice depends on its logits, its SamplingParams and the index of the token alone: the random
 // number is a function of (seed, index). A forced token is taken as it is, and its probability is read off
-// the row.
+// the row. Logits stay on the device unless they are asked for.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,6 @@ namespace snapmla {
 
 /// Throws Error(kInvalidArgument) for values out of range, NaN included.
 void check_sampling(const SamplingParams& params);
-
-/// ln softmax(logits)[token], in fp64.
-[[nodiscard]] double log_probability(const std::vector<float>& logits, std::int32_t token);
 
 /// How one row gets its token.
 struct Choice {
@@ -40,14 +37,16 @@ class Sampler {
   Sampler(Backend& backend, int max_rows);
 
   /// One token a choice from rows 0 .. n-1 of `logits` [at least n, vocab] f32 device. Waits for the stream.
+  /// Throws Error(kInvalidArgument) on a row without a softmax (core/sample_rule.h).
   [[nodiscard]] std::vector<Chosen> choose(const ConstTensorView& logits, const std::vector<Choice>& choices,
                                            Stream stream);
 
  private:
   Backend* backend_;
-  int max_rows_;
-  DeviceBuffer tokens_;    // [max_rows] int32
-  DeviceBuffer logprobs_;  // [max_rows] f32
+  std::vector<SampleRow> staged_;  // what rows_ is copied from: a copy may be under way after choose() threw
+  DeviceBuffer rows_;              // [max_rows, kSampleRowBytes]
+  DeviceBuffer tokens_;            // [max_rows] int32
+  DeviceBuffer logprobs_;          // [max_rows] f32
 };
 
 }  // namespace snapmla

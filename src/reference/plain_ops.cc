@@ -139,7 +139,7 @@ class ReferencePlainOps final : public PlainOps {
     reference_ops::prefill_attention(params);
   }
 
-  void sample(const ConstTensorView& logits, const std::vector<SampleRow>& rows, const TensorView& token,
+  void sample(const ConstTensorView& logits, const ConstTensorView& rows, const TensorView& token,
               const TensorView& logprob, Stream /*stream*/) const override {
     reference_ops::sample(logits, rows, token, logprob);
   }

@@ -2,37 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <cstdint>
 #include <numeric>
+#include <vector>
 
 #include "core/check.h"
 #include "core/parallel.h"
+#include "core/sample_rule.h"
 #include "reference/block_product.h"
 #include "reference/linear.h"
 
 namespace snapmla::reference_ops {
 namespace {
-
-// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves every output bit.
-std::uint64_t mix(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
-
-// The index of the largest logit, the lowest among equals; throws on what has no softmax.
-int checked_argmax(const float* logits, int vocab, std::int64_t row) {
-  int best = 0;
-  for (int i = 0; i < vocab; ++i) {
-    SNAPMLA_REQUIRE(logits[i] < std::numeric_limits<float>::infinity(), "sample",
-                    "logits must be numbers below infinity; got ", logits[i], " for token ", i, " in row ",
-                    row);
-    if (logits[i] > logits[best]) best = i;
-  }
-  SNAPMLA_REQUIRE(std::isfinite(logits[best]), "sample", "a row of logits must have a finite one; row ", row,
-                  " has none");
-  return best;
-}
 
 // The tokens a row may choose, most likely first where a cut needs the order, and their unnormalised
 // probabilities.
@@ -70,6 +51,7 @@ Candidates candidates_of(const SampleRow& row, const float* logits, int vocab, f
 }
 
 int choose(const SampleRow& row, const float* logits, int vocab, int argmax) {
+  if (row.forced >= 0) return row.forced;
   if (row.temperature == 0) return argmax;
   const Candidates c = candidates_of(row, logits, vocab, logits[argmax]);
   const double target = uniform_at(row.seed, row.position) * std::accumulate(c.p.begin(), c.p.end(), 0.0);
@@ -83,27 +65,25 @@ int choose(const SampleRow& row, const float* logits, int vocab, int argmax) {
 
 }  // namespace
 
-double uniform_at(std::uint64_t seed, std::uint64_t position) {
-  constexpr std::uint64_t kGolden = 0x9e3779b97f4a7c15ULL;
-  const std::uint64_t bits = mix(mix(seed + kGolden) + (position + 1) * kGolden);
-  return static_cast<double>(bits >> 11) * 0x1p-53;
-}
-
-void sample(const ConstTensorView& logits, const std::vector<SampleRow>& rows, const TensorView& token,
+void sample(const ConstTensorView& logits, const ConstTensorView& rows, const TensorView& token,
             const TensorView& logprob) {
-  const auto n = static_cast<std::int64_t>(rows.size());
+  const std::int64_t n = rows.dim(0);
   const auto vocab = static_cast<int>(logits.dim(1));
   SNAPMLA_ASSERT(is_tensor(logits, DType::kF32, 2) && logits.dim(0) >= n && vocab >= 1);
+  SNAPMLA_ASSERT(is_tensor(rows, DType::kU8, 2) && rows.dim(1) == kSampleRowBytes && rows.is_contiguous());
   SNAPMLA_ASSERT(is_tensor(token, DType::kI32, 1) && token.dim(0) >= n);
   SNAPMLA_ASSERT(is_tensor(logprob, DType::kF32, 1) && logprob.dim(0) >= n);
-  for (const SampleRow& row : rows) {
-    SNAPMLA_ASSERT(std::isfinite(row.temperature) && row.temperature >= 0);
-    SNAPMLA_ASSERT(row.top_k >= 0 && row.top_p > 0 && row.top_p <= 1);
+  const auto* row = rows.as<SampleRow>();
+  for (std::int64_t i = 0; i < n; ++i) {
+    SNAPMLA_ASSERT(std::isfinite(row[i].temperature) && row[i].temperature >= 0);
+    SNAPMLA_ASSERT(row[i].top_k >= 0 && row[i].top_p > 0 && row[i].top_p <= 1);
+    SNAPMLA_ASSERT(row[i].forced >= -1 && row[i].forced < vocab);
   }
   parallel_for(n, grain_of(std::int64_t{vocab} * 32), [&](std::int64_t i) {
     const float* row_logits = logits.as<float>() + i * logits.stride(0);
-    const int argmax = checked_argmax(row_logits, vocab, i);
-    const int chosen = choose(rows[static_cast<std::size_t>(i)], row_logits, vocab, argmax);
+    require_softmax(row_logits, vocab, i);
+    const auto argmax = static_cast<int>(std::max_element(row_logits, row_logits + vocab) - row_logits);
+    const int chosen = choose(row[i], row_logits, vocab, argmax);
     double sum = 0;
     for (int v = 0; v < vocab; ++v) sum += std::exp(static_cast<double>(row_logits[v]) - row_logits[argmax]);
     token.as<std::int32_t>()[i] = chosen;

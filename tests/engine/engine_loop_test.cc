@@ -14,6 +14,7 @@
 
 #include "engine/fake_model.h"
 #include "snapmla/error.h"
+#include "support/log_probability.h"
 
 namespace snapmla {
 namespace {
@@ -25,6 +26,7 @@ using testing::FakeLog;
 using ::testing::IsEmpty;
 using testing::kEos;
 using testing::kFakeVocab;
+using testing::log_probability;
 
 /// All that came for a request.
 struct Outcome {
@@ -321,7 +323,8 @@ TEST(EngineLoop, EventsCarryLogitsAndTheirProbability) {
   while (!engine.idle()) {
     for (const TokenEvent& event : engine.step()) {
       EXPECT_EQ(event.logits, fake_logits(tokens, 3));
-      EXPECT_DOUBLE_EQ(event.logprob, log_probability(event.logits, event.token));
+      EXPECT_FLOAT_EQ(static_cast<float>(event.logprob),
+                      static_cast<float>(log_probability(event.logits, event.token)));
       tokens.push_back(event.token);
     }
   }

@@ -10,10 +10,14 @@
 #include <string>
 #include <vector>
 
+#include "engine/metered_backend.h"
 #include "snapmla/error.h"
+#include "support/log_probability.h"
 
 namespace snapmla {
 namespace {
+
+using testing::log_probability;
 
 constexpr int kVocab = 50;
 
@@ -30,9 +34,10 @@ std::vector<float> row_of(const std::vector<float>& logits, int row) {
           logits.begin() + static_cast<std::ptrdiff_t>(row + 1) * kVocab};
 }
 
-std::vector<Chosen> choose(const std::vector<float>& logits, const std::vector<Choice>& choices) {
+std::vector<Chosen> choose(const std::vector<float>& logits, const std::vector<Choice>& choices,
+                           Backend& backend = reference()) {
   const auto rows = static_cast<std::int64_t>(logits.size()) / kVocab;
-  Sampler sampler(reference(), static_cast<int>(rows));
+  Sampler sampler(backend, static_cast<int>(rows));
   return sampler.choose(ConstTensorView(logits.data(), DType::kF32, {rows, kVocab}), choices, {});
 }
 
@@ -60,12 +65,6 @@ TEST(Sampling, RefusesValuesOutOfRange) {
   EXPECT_EQ(refusal({.top_p = kNan}), "[submit] top_p must be above 0 and at most 1; got nan");
 }
 
-TEST(Sampling, LogProbability) {
-  EXPECT_NEAR(log_probability({0, 0, 0, 0}, 2), std::log(0.25), 1e-15);
-  EXPECT_NEAR(log_probability({1000, 1000 + std::log(3.0F)}, 0), std::log(0.25), 1e-4);
-  EXPECT_NEAR(log_probability({-2000, 0}, 0), -2000, 1e-9);
-}
-
 TEST(Sampling, GreedyTakesTheMostLikely) {
   const std::vector<float> logits = random_logits(3, 1);
   const std::vector<Chosen> chosen = choose(logits, std::vector<Choice>(3));
@@ -85,10 +84,63 @@ TEST(Sampling, ForcedTokensAreTakenAsTheyAre) {
       choose(logits, {{.sampling = {.temperature = 1}, .forced = 7, .return_logits = true}, {.forced = 0}});
   EXPECT_EQ(chosen[0].token, 7);
   EXPECT_EQ(chosen[0].logits, row_of(logits, 0));
-  EXPECT_DOUBLE_EQ(chosen[0].logprob, log_probability(row_of(logits, 0), 7));
+  EXPECT_NEAR(chosen[0].logprob, log_probability(row_of(logits, 0), 7), 1e-5);
   EXPECT_EQ(chosen[1].token, 0);
-  EXPECT_DOUBLE_EQ(chosen[1].logprob, log_probability(row_of(logits, 1), 0));
+  EXPECT_NEAR(chosen[1].logprob, log_probability(row_of(logits, 1), 0), 1e-5);
   EXPECT_TRUE(chosen[1].logits.empty());
+}
+
+/// Counts what comes back from the device; `refused`, if not negative, is a row that comes back as one that a
+/// device refuses: token -1, and if its logits are asked for, `bad` among them.
+class WatchedBackend final : public testing::MeteredBackend {
+ public:
+  explicit WatchedBackend(int refused = -1, float bad = 0)
+      : MeteredBackend(1 << 20), refused_(refused), bad_(bad) {}
+  void copy(void* dst, const void* src, std::int64_t bytes, CopyKind kind, Stream stream) override {
+    MeteredBackend::copy(dst, src, bytes, kind, stream);
+    if (kind != CopyKind::kDeviceToHost) return;
+    const bool is_row = bytes == std::int64_t{kVocab} * size_of(DType::kF32);
+    if (!is_row && refused_ >= 0 && num_copies_ == 0) static_cast<std::int32_t*>(dst)[refused_] = -1;
+    if (is_row && refused_ >= 0) static_cast<float*>(dst)[3] = bad_;
+    ++num_copies_;
+    num_rows_ += is_row ? 1 : 0;
+  }
+  [[nodiscard]] int num_rows() const { return num_rows_; }
+
+ private:
+  int refused_;
+  float bad_;
+  int num_copies_ = 0;
+  int num_rows_ = 0;
+};
+
+TEST(Sampling, LogitsComeToTheHostOnlyIfAskedFor) {
+  WatchedBackend backend;
+  std::vector<Choice> choices(6);
+  choices[1].forced = 3;
+  choices[2].return_logits = true;
+  choices[3] = {.forced = 4, .return_logits = true};
+  choices[4].sampling.temperature = 1;
+  (void)choose(random_logits(6, 5), choices, backend);
+  EXPECT_EQ(backend.num_rows(), 2);
+}
+
+TEST(Sampling, ARowWithoutSoftmaxIsTheSameErrorWhereverItIsFound) {
+  const auto message_of = [](const std::vector<float>& logits, Backend& backend) {
+    try {
+      (void)choose(logits, std::vector<Choice>(4), backend);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+      return std::string(error.what());
+    }
+    return std::string("nothing was thrown");
+  };
+  std::vector<float> logits = random_logits(4, 6);
+  WatchedBackend backend(2, std::numeric_limits<float>::infinity());
+  const std::string by_token = message_of(logits, backend);
+  logits[2 * kVocab + 3] = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(by_token, message_of(logits, reference()));
+  EXPECT_EQ(by_token, "[sample] logits must be numbers below infinity; got inf for token 3 in row 2");
 }
 
 TEST(Sampling, ARowsTokenDoesNotDependOnTheOthers) {

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "core/plain_ops.h"
+#include "core/sample_rule.h"
 #include "reference/ops.h"
 #include "support/random_tensors.h"
 
@@ -28,7 +29,8 @@ Sampled sample(const std::vector<float>& logits, const std::vector<SampleRow>& r
   const auto n = static_cast<std::int64_t>(rows.size());
   Sampled result{std::vector<std::int32_t>(rows.size(), -1), std::vector<float>(rows.size())};
   reference_ops::plain_ops().sample(
-      ConstTensorView(logits.data(), DType::kF32, {n, static_cast<std::int64_t>(logits.size()) / n}), rows,
+      ConstTensorView(logits.data(), DType::kF32, {n, static_cast<std::int64_t>(logits.size()) / n}),
+      ConstTensorView(rows.data(), DType::kU8, {n, kSampleRowBytes}),
       TensorView(result.token.data(), DType::kI32, {n}), TensorView(result.logprob.data(), DType::kF32, {n}),
       {});
   return result;
@@ -156,20 +158,30 @@ TEST(Sample, MaskedTokensNeverCome) {
   EXPECT_FALSE(count.contains(1) || count.contains(3));
 }
 
+TEST(Sample, ForcedTokensAreTakenAsTheyAre) {
+  const std::vector<float> logits = {0, std::log(2.0F), std::log(5.0F), -kInfinity};
+  for (const float temperature : {0.0F, 1.0F}) {
+    const Sampled forced = sample(logits, {{.temperature = temperature, .top_k = 1, .forced = 1}});
+    EXPECT_EQ(forced.token[0], 1);
+    EXPECT_NEAR(forced.logprob[0], std::log(2.0 / 8), 1e-6);
+    EXPECT_EQ(sample(logits, {{.temperature = temperature, .forced = 3}}).logprob[0], -kInfinity);
+  }
+}
+
 TEST(Sample, BadLogitsAreAnError) {
   for (const std::vector<float>& logits :
        {std::vector<float>{1, kNan, 2}, {kNan, 1, 2}, {1, kInfinity}, {-kInfinity, -kInfinity}}) {
-    for (const float temperature : {0.0F, 1.0F}) {
-      testing::expect_code(ErrorCode::kInvalidArgument,
-                           [&] { sample(logits, {{.temperature = temperature}}); });
+    for (const SampleRow& row :
+         {SampleRow{}, SampleRow{.temperature = 1}, SampleRow{.forced = 0}, SampleRow{.forced = 1}}) {
+      testing::expect_code(ErrorCode::kInvalidArgument, [&] { sample(logits, {row}); });
     }
   }
 }
 
 TEST(Sample, BadRowsAreOurBug) {
-  for (const SampleRow row :
-       {SampleRow{.temperature = -1}, SampleRow{.temperature = kNan}, SampleRow{.top_k = -1},
-        SampleRow{.top_p = 0}, SampleRow{.top_p = 1.5F}, SampleRow{.top_p = kNan}}) {
+  for (const SampleRow row : {SampleRow{.temperature = -1}, SampleRow{.temperature = kNan},
+                              SampleRow{.top_k = -1}, SampleRow{.top_p = 0}, SampleRow{.top_p = 1.5F},
+                              SampleRow{.top_p = kNan}, SampleRow{.forced = 2}, SampleRow{.forced = -2}}) {
     testing::expect_code(ErrorCode::kInternal, [&] { sample({1, 2}, {row}); });
   }
 }
@@ -177,14 +189,14 @@ TEST(Sample, BadRowsAreOurBug) {
 TEST(UniformAt, CoversTheUnitIntervalEvenly) {
   std::vector<int> tenth(10);
   for (std::uint64_t i = 0; i < 10000; ++i) {
-    const double u = reference_ops::uniform_at(9, i);
+    const double u = uniform_at(9, i);
     ASSERT_TRUE(u >= 0 && u < 1);
     ++tenth[static_cast<std::size_t>(u * 10)];
   }
   double chi = 0;
   for (const int n : tenth) chi += std::pow(n - 1000.0, 2) / 1000;
   EXPECT_LT(chi, 27.9);  // 9 degrees of freedom, once in 1,000
-  EXPECT_NE(reference_ops::uniform_at(0, 1), reference_ops::uniform_at(1, 0));
+  EXPECT_NE(uniform_at(0, 1), uniform_at(1, 0));
 }
 
 }  // namespace

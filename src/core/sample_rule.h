@@ -1,0 +1,41 @@
+// What both backends hold to when they choose a token from a row of logits: the random number, and which rows
+// have no softmax at all. The rule itself, cuts and order, is at the head of src/reference/sample.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "core/check.h"
+#include "core/host_device.h"
+
+namespace snapmla {
+
+/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves every output bit.
+SNAPMLA_HOST_DEVICE inline std::uint64_t mix_bits(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  return x ^ (x >> 31);
+}
+
+/// Uniform in [0, 1), 53 bits, a pure function of its arguments.
+SNAPMLA_HOST_DEVICE inline double uniform_at(std::uint64_t seed, std::uint64_t position) {
+  constexpr std::uint64_t kGolden = 0x9e3779b97f4a7c15ULL;
+  const std::uint64_t bits = mix_bits(mix_bits(seed + kGolden) + (position + 1) * kGolden);
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
+
+/// Throws Error(kInvalidArgument) where a row holds NaN or +infinity, or nothing above -infinity. `row` is for
+/// the message.
+inline void require_softmax(const float* logits, std::int64_t vocab, std::int64_t row) {
+  bool has_finite = false;
+  for (std::int64_t i = 0; i < vocab; ++i) {
+    SNAPMLA_REQUIRE(logits[i] < std::numeric_limits<float>::infinity(), "sample",
+                    "logits must be numbers below infinity; got ", logits[i], " for token ", i, " in row ",
+                    row);
+    has_finite = has_finite || std::isfinite(logits[i]);
+  }
+  SNAPMLA_REQUIRE(has_finite, "sample", "a row of logits must have a finite one; row ", row, " has none");
+}
+
+}  // namespace snapmla
