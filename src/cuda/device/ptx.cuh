@@ -88,6 +88,28 @@ __device__ __forceinline__ void arrive_threads(int id, int threads) {
   asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// --- Clusters ("barrier.cluster", "mapa") ---
+
+/// Waits until all threads of the cluster have come; what each did before is then visible to all.
+__device__ __forceinline__ void sync_cluster() {
+  asm volatile(
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
+          : "memory");
+}
+
+/// One arrival on the barrier at the same place in CTA `rank` of the cluster, which may be this one.
+__device__ __forceinline__ void arrive_at_peer(std::uint32_t barrier, int rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
 // --- Bulk copies ("cp.async.bulk", "cp.async.bulk.tensor", "prefetch.tensormap") ---
 
 /// What L2 should do with the lines of a copy: the 64-bit policies that createpolicy.fractional makes for a
@@ -126,6 +148,18 @@ __device__ __forceinline__ void copy_tile(std::uint32_t s_dst, const CUtensorMap
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
       " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(s_dst),
       "l"(map), "r"(column), "r"(row), "r"(page), "r"(barrier), "l"(static_cast<std::uint64_t>(policy))
+      : "memory");
+}
+
+/// The same to the same place of every CTA of the cluster whose rank's bit is set in `ranks`; the bytes complete on the
+/// barrier at that place of each.
+__device__ __forceinline__ void copy_tile_to_cluster(std::uint32_t s_dst, const CUtensorMap* map, int column,
+                                                     int row, int page, std::uint32_t barrier,
+                                                     std::uint16_t ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
+      " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(s_dst),
+      "l"(map), "r"(column), "r"(row), "r"(page), "r"(barrier), "h"(ranks)
       : "memory");
 }
 
@@ -245,6 +279,13 @@ __device__ __forceinline__ void store_matrices(std::uint32_t s_row, const std::u
 __device__ __forceinline__ int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
+}
+
+/// The transpose of an 8 x 8 matrix whose lane 4g + c holds row g, columns 2c and 2c + 1 ("movmatrix").
+__device__ __forceinline__ std::uint32_t transpose_matrix(std::uint32_t word) {
+  std::uint32_t turned = 0;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(word));
+  return turned;
 }
 
 // --- Arithmetic ("ex2", "lg2", "cvt", "prmt") ---

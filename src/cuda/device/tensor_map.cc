@@ -18,7 +18,6 @@ using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
 constexpr std::int64_t kMaxExtent = std::int64_t{1} << 32;
 constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
 constexpr std::int64_t kBoxBytes = 128;
-constexpr cuuint32_t kBoxRows = 64;
 
 EncodeTiled find_encode_tiled() {
   constexpr const char* kName = "cuTensorMapEncodeTiled";
@@ -36,9 +35,10 @@ EncodeTiled find_encode_tiled() {
   return reinterpret_cast<EncodeTiled>(entry);
 }
 
-/// [blocks][rows][row_elements] with strides in bytes, in boxes of 128 bytes x 64 rows x 1 block.
+/// [blocks][rows][row_elements] with strides in bytes, in boxes of 128 bytes x box_rows x 1 block.
 CUtensorMap make_map(const void* data, DType dtype, std::int64_t row_elements, std::int64_t rows,
-                     std::int64_t blocks, std::int64_t row_stride, std::int64_t block_stride) {
+                     std::int64_t blocks, std::int64_t row_stride, std::int64_t block_stride,
+                     int box_rows = kPageTokens) {
   CUtensorMap map{};
   static const EncodeTiled encode_tiled = find_encode_tiled();
   const std::int64_t element_bytes = size_of(dtype);
@@ -46,7 +46,8 @@ CUtensorMap make_map(const void* data, DType dtype, std::int64_t row_elements, s
                                          static_cast<cuuint64_t>(blocks)};
   const std::array<cuuint64_t, 2> stride_bytes{static_cast<cuuint64_t>(row_stride),
                                                static_cast<cuuint64_t>(block_stride)};
-  const std::array<cuuint32_t, 3> box{static_cast<cuuint32_t>(kBoxBytes / element_bytes), kBoxRows, 1};
+  const std::array<cuuint32_t, 3> box{static_cast<cuuint32_t>(kBoxBytes / element_bytes),
+                                      static_cast<cuuint32_t>(box_rows), 1};
   const std::array<cuuint32_t, 3> step{1, 1, 1};
   const CUresult status = encode_tiled(
       &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 3,
@@ -83,6 +84,17 @@ CUtensorMap make_query_map(const ConstTensorView& q) {
   const std::int64_t element_bytes = size_of(q.dtype());
   return make_map(q.data(), q.dtype(), q.dim(3), rows, q.dim(0), row_stride * element_bytes,
                   request_stride * element_bytes);
+}
+
+CUtensorMap make_matrix_map(const ConstTensorView& matrices, int box_rows) {
+  SNAPMLA_ASSERT(rows_aligned(matrices, kVectorBytes));
+  // as above: strides of dimensions of extent 1 say nothing
+  const std::int64_t rows = matrices.dim(1);
+  const std::int64_t row_stride = rows == 1 ? (matrices.dim(2) + 7) / 8 * 8 : matrices.stride(1);
+  const std::int64_t matrix_stride = matrices.dim(0) == 1 ? rows * row_stride : matrices.stride(0);
+  const std::int64_t element_bytes = size_of(matrices.dtype());
+  return make_map(matrices.data(), matrices.dtype(), matrices.dim(2), rows, matrices.dim(0),
+                  row_stride * element_bytes, matrix_stride * element_bytes, box_rows);
 }
 
 }  // namespace snapmla::cuda_ops

@@ -1,4 +1,4 @@
-// Tensor maps of cache planes and query rows: what a kernel hands to the copy engine so that it can load 64
+// Tensor maps of cache planes, query rows and matrices: what a kernel hands to the copy engine so that it can load 64
 // rows x 128 bytes, wherever the tensor lies and whatever its strides, as a 128B-swizzled tile. Host only.
 //
 // A kernel takes a map as `const __grid_constant__ CUtensorMap`, and a tile as copy_tile(map, column, row,
@@ -25,5 +25,9 @@ CUtensorMap make_page_map(const CachePlane& plane, DType dtype, std::int64_t row
 /// The map of query rows: [batch, s, heads, d] of e4m3 or bf16 as DecodeParams has them, rows 16-byte aligned,
 /// coordinates (element, row of the request's s * heads, request), same box and swizzle. Throws as above.
 CUtensorMap make_query_map(const ConstTensorView& q);
+
+/// The map of matrices [n, rows, columns] of bf16, rows 16-byte aligned: box 64 columns x box_rows x 1, 128B swizzle,
+/// coordinates (column, row, matrix). Elements past an end arrive as zeros. Throws as above.
+CUtensorMap make_matrix_map(const ConstTensorView& matrices, int box_rows);
 
 }  // namespace snapmla::cuda_ops

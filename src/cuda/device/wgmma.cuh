@@ -7,7 +7,7 @@
 //
 //     mma_e4m3         D, A in shared memory, B     N = 128, 64               A, B K-major
 //     mma_e4m3         D, A in 4 registers, B       N = 64, 32, 16, 8         A, B K-major
-//     mma_bf16         D, A in shared memory, B     N = 128, 64               A, B K-major
+//     mma_bf16         D, A in shared memory, B     N = 128, 64, 16           A, B K-major
 //     mma_bf16         D, A in 4 registers, B       N = 64                    A, B K-major
 //     mma_bf16_rows    D, A in shared memory, B     N = 128                   A K-major, B MN-major
 //
@@ -142,6 +142,10 @@ __device__ __forceinline__ void mma_bf16(float (&d)[64], Descriptor a, Descripto
 }
 __device__ __forceinline__ void mma_bf16(float (&d)[32], Descriptor a, Descriptor b, bool accumulate) {
   SNAPMLA_MMA_SS(32, "m64n64k16.f32.bf16.bf16", "%32", "%33", "%34", "1, 1, 0, 0");
+}
+
+__device__ __forceinline__ void mma_bf16(float (&d)[8], Descriptor a, Descriptor b, bool accumulate) {
+  SNAPMLA_MMA_SS(8, "m64n16k16.f32.bf16.bf16", "%8", "%9", "%10", "1, 1, 0, 0");
 }
 
 /// The same with A in registers: a[0] holds row g, K 2c and 2c + 1; a[1] row g + 8; a[2], a[3] K 8 further.

@@ -1,0 +1,314 @@
+// The two products of the experts, one kernel: gate and up with their activation, and down.
+//
+// Grid: as many CTAs as SMs, each with most of an SM's shared memory as a ring of stages that never drains: one thread
+// loads, through the ends of items, as far ahead as the ring goes; one or two warpgroups multiply. Nothing else keeps
+// the weights coming at the rate of the memory: at 3 TB/s and 1 to 2 us from request to data an SM must have 24 to 48
+// KB under way all the time.
+//
+//     loading thread    weights (copied once, so L2 need not keep them), tokens -> stage          full[stage]
+//     warpgroups        4 steps of K = 16 for each of two weight tiles, sums in registers         empty[stage]
+//                       behind the last stage of an item: its results to memory, while the ring fills
+//
+// Down starts before gate and up have ended everywhere (device/launch.h): as an SM comes free, its ring fills with
+// weights, which depend on nothing, and only the tokens wait. The work list may be read that early, because gate and
+// up let nobody start before the kernel that wrote it had ended.
+//
+// In a cluster (wide token tiles) each CTA copies every other box of tokens to both. A stage is free when the warps of
+// both have read it, and full when its bytes have come from both.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device/ptx.cuh"
+#include "cuda/device/wgmma.cuh"
+#include "cuda/experts/config.h"
+#include "snapmla/tensor.h"
+
+namespace snapmla::cuda_ops::moe {
+
+struct ProductArgs {
+  const int* num_tiles;
+  const int4* tiles;  ///< TokenTile, 0
+  int rows;           ///< outputs of an expert
+  int row_sets;
+  int stages;  ///< of an item: K / 64, rounded up
+  void* out;   ///< [places, rows]
+};
+
+struct ProductMaps {
+  CUtensorMap first;  ///< weights [experts, rows, K], boxes of 64 rows
+  CUtensorMap second;
+  CUtensorMap tokens;  ///< [places, K], boxes of kBoxRows
+};
+
+/// First and second weight tile: gate and up of the same outputs. Result: bf16(silu(gate) * up).
+struct GateUp {
+  static constexpr int kOutputs = 64;   ///< of an item and CTA
+  static constexpr int kSecondRow = 0;  ///< where the second tile starts, from the first
+  static constexpr bool kStartsEarly = false;
+};
+/// Two neighbouring tiles of down. Result: fp32.
+struct Down {
+  static constexpr int kOutputs = 128;
+  static constexpr int kSecondRow = 64;
+  static constexpr bool kStartsEarly = true;
+};
+
+/// The stages of a CTA, one after the other: all of K for each of its items.
+template <class Op, class S>
+class Stages {
+ public:
+  __device__ __forceinline__ explicit Stages(const ProductArgs& args)
+      : args_(args),
+        num_tiles_(__ldcg(args.num_tiles)),
+        item_(static_cast<int>(blockIdx.x) / S::kPeers),
+        rank_(static_cast<int>(blockIdx.x) % S::kPeers) {
+    load_item();
+  }
+
+  [[nodiscard]] __device__ __forceinline__ bool more() const { return item_ < num_tiles_ * args_.row_sets; }
+  __device__ __forceinline__ void next() {
+    if (++slot == S::kStages) {
+      slot = 0;
+      phase ^= 1;
+    }
+    if (++stage < args_.stages) return;
+    stage = 0;
+    item_ += static_cast<int>(gridDim.x) / S::kPeers;
+    load_item();
+  }
+
+  std::uint32_t slot = 0;   ///< of the ring
+  std::uint32_t phase = 0;  ///< parity of the slot's use
+  int stage = 0;            ///< of the item
+  TokenTile tile{};
+  int first_row = 0;
+
+ private:
+  __device__ __forceinline__ void load_item() {
+    if (!more()) return;
+    const ItemPlace place = place_of_item(item_, num_tiles_, S::kPeers, rank_, Op::kOutputs);
+    const int4 words = __ldcg(args_.tiles + place.tile);
+    tile = {words.x, words.y, words.z};
+    first_row = place.first_row;
+  }
+
+  const ProductArgs& args_;
+  int num_tiles_;
+  int item_;
+  int rank_;
+};
+
+// --- Loading ---
+
+template <class Op, class S>
+__device__ __forceinline__ void load_weights(const Stages<Op, S>& at, const ProductMaps& maps,
+                                             std::uint32_t s_base) {
+  const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
+  const std::uint32_t full = s_base + S::kFull + 8 * at.slot;
+  constexpr CachePolicy kOnce = CachePolicy::kEvictFirst;
+  arrive_expect(full, 2 * kWeightTileBytes + S::boxes(at.tile.count) * S::kBoxBytes);
+  copy_tile(s_stage + S::kFirstWeights, &maps.first, at.stage * kTileDims, at.first_row, at.tile.expert, full,
+            kOnce);
+  copy_tile(s_stage + S::kSecondWeights, &maps.second, at.stage * kTileDims, at.first_row + Op::kSecondRow,
+            at.tile.expert, full, kOnce);
+}
+
+template <class Op, class S>
+__device__ __forceinline__ void load_tokens(const Stages<Op, S>& at, const ProductMaps& maps,
+                                            std::uint32_t s_base) {
+  const std::uint32_t s_tokens = s_base + at.slot * S::kStageBytes + S::kTokenRows;
+  const std::uint32_t full = s_base + S::kFull + 8 * at.slot;
+  const int boxes = S::boxes(at.tile.count);
+  if constexpr (S::kPeers == 1) {
+    for (int i = 0; i < boxes; ++i)
+      copy_tile(s_tokens + i * S::kBoxBytes, &maps.tokens, at.stage * kTileDims,
+                at.tile.first + i * S::kBoxRows, 0, full);
+  } else {
+    for (int i = static_cast<int>(blockIdx.x) % S::kPeers; i < boxes; i += S::kPeers)
+      copy_tile_to_cluster(s_tokens + i * S::kBoxBytes, &maps.tokens, at.stage * kTileDims,
+                           at.tile.first + i * S::kBoxRows, 0, full, (1U << S::kPeers) - 1);
+  }
+}
+
+template <class Op, class S>
+__device__ __forceinline__ void run_loads(const ProductArgs& args, const ProductMaps& maps,
+                                          std::uint32_t s_base) {
+  Stages<Op, S> at(args);
+  if constexpr (Op::kStartsEarly) {
+    Stages<Op, S> tokens = at;
+    int early = 0;
+    for (; early < S::kStages && at.more(); ++early, at.next()) load_weights(at, maps, s_base);
+    wait_for_previous_grid();
+    for (; early > 0; --early, tokens.next()) load_tokens(tokens, maps, s_base);
+  }
+  for (; at.more(); at.next()) {
+    wait(s_base + S::kEmpty + 8 * at.slot, at.phase ^ 1);
+    load_weights(at, maps, s_base);
+    load_tokens(at, maps, s_base);
+  }
+}
+
+// --- Multiplying ---
+
+/// The warp has read a stage: tells the loading threads that may refill it.
+template <class S>
+__device__ __forceinline__ void release(std::uint32_t s_base, std::uint32_t slot, int lane) {
+  __syncwarp();
+  const std::uint32_t empty = s_base + S::kEmpty + 8 * slot;
+  if constexpr (S::kPeers == 1) {
+    if (lane == 0) arrive(empty);
+  } else {
+    if (lane < S::kPeers) arrive_at_peer(empty, lane);
+  }
+}
+
+/// The sums of one item for the tokens of warpgroup `group`, from `at` on; moves `at` to the item's last stage.
+template <class Op, class S>
+__device__ __forceinline__ void multiply(float (&first)[S::kGroupTokens / 2],
+                                         float (&second)[S::kGroupTokens / 2], Stages<Op, S>& at,
+                                         const ProductArgs& args, std::uint32_t s_base, int group, int lane) {
+  std::uint32_t before = 0;  // slot of the stage before
+#pragma unroll 1
+  for (;;) {
+    const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
+    const Descriptor weights = k_major(s_stage, 1024, Swizzle::k128B);
+    const Descriptor tokens =
+        k_major(s_stage + S::kTokenRows + group * S::kGroupTokens * kRowBytes, 1024, Swizzle::k128B);
+    wait(s_base + S::kFull + 8 * at.slot, at.phase);
+    mma_fence();
+#pragma unroll
+    for (int k = 0; k < kStepsAStage; ++k) {
+      const Descriptor step = tokens.advance(k * kStepBytes);
+      mma_bf16(first, weights.advance(S::kFirstWeights + k * kStepBytes), step, true);
+      mma_bf16(second, weights.advance(S::kSecondWeights + k * kStepBytes), step, true);
+    }
+    mma_commit();
+    mma_wait<1>();
+    if (at.stage > 0) release<S>(s_base, before, lane);
+    before = at.slot;
+    if (at.stage + 1 == args.stages) break;
+    at.next();
+  }
+  mma_wait<0>();
+  pin(first);
+  pin(second);
+  release<S>(s_base, before, lane);
+}
+
+/// An item without tokens for this warpgroup: its stages pass by.
+template <class Op, class S>
+__device__ __forceinline__ void skip(Stages<Op, S>& at, const ProductArgs& args, std::uint32_t s_base,
+                                     int lane) {
+  for (;; at.next()) {
+    wait(s_base + S::kFull + 8 * at.slot, at.phase);
+    release<S>(s_base, at.slot, lane);
+    if (at.stage + 1 == args.stages) return;
+  }
+}
+
+/// silu(gate) * up, silu(x) = x / (1 + e^-x): off by a few units of fp32's last place.
+__device__ __forceinline__ float activate(float gate, float up) {
+  constexpr float kLog2E = 1.44269504F;
+  return gate * reciprocal_fast(1 + exp2_fast(-kLog2E * gate)) * up;
+}
+
+// A lane 4g + c of a warp holds, of its 16 rows, rows g and g + 8 of tokens 8j + 2c and 8j + 2c + 1. Rows come in
+// eights that are all there or all not, as their number is a multiple of 8.
+
+/// h to [place][output]: eight rows of eight tokens are turned round, so that a lane has two rows of token g and a
+/// token's 16 bytes lie in four neighbouring lanes.
+template <class S>
+__device__ __forceinline__ void store_hidden(const float (&gate)[S::kGroupTokens / 2],
+                                             const float (&up)[S::kGroupTokens / 2], const ProductArgs& args,
+                                             const TokenTile& tile, int row, int first_token, int lane) {
+  auto* out = static_cast<Bf16*>(args.out) + row + 2 * (lane % 4);
+#pragma unroll
+  for (int j = 0; j < S::kGroupTokens / 8; ++j) {
+    if (first_token + 8 * j >= tile.count) break;
+    const int token = first_token + 8 * j + lane / 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int at = 4 * j + 2 * r;
+      const std::uint32_t pair =
+          transpose_matrix(pack_bf16(activate(gate[at], up[at]), activate(gate[at + 1], up[at + 1])));
+      if (token < tile.count && row + 8 * r < args.rows)
+        *reinterpret_cast<std::uint32_t*>(out + std::int64_t{tile.first + token} * args.rows + 8 * r) = pair;
+    }
+  }
+}
+
+/// The sums to [place][output]: eight lanes fill a sector.
+template <class S>
+__device__ __forceinline__ void store_sums(const float (&sum)[S::kGroupTokens / 2], const ProductArgs& args,
+                                           const TokenTile& tile, int row, int first_token, int lane) {
+  auto* out = static_cast<float*>(args.out) + row + lane / 4;
+#pragma unroll
+  for (int j = 0; j < S::kGroupTokens / 8; ++j) {
+    if (first_token + 8 * j >= tile.count) break;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int token = first_token + 8 * j + 2 * (lane % 4) + i % 2;
+      if (token < tile.count && row + 8 * (i / 2) < args.rows)
+        out[std::int64_t{tile.first + token} * args.rows + 8 * (i / 2)] = sum[4 * j + i];
+    }
+  }
+}
+
+template <class Op, class S>
+__device__ __forceinline__ void run_products(const ProductArgs& args, std::uint32_t s_base, int group,
+                                             int warp, int lane) {
+  const int first_token = group * S::kGroupTokens;
+  for (Stages<Op, S> at(args); at.more(); at.next()) {
+    if (S::kGroups > 1 && at.tile.count <= first_token) {
+      skip(at, args, s_base, lane);
+      continue;
+    }
+    float first[S::kGroupTokens / 2] = {};
+    float second[S::kGroupTokens / 2] = {};
+    multiply<Op, S>(first, second, at, args, s_base, group, lane);
+    const int row = at.first_row + 16 * warp;
+    if constexpr (Op::kSecondRow == 0) {
+      store_hidden<S>(first, second, args, at.tile, row, first_token, lane);
+    } else {
+      store_sums<S>(first, args, at.tile, row, first_token, lane);
+      store_sums<S>(second, args, at.tile, row + Op::kSecondRow, first_token, lane);
+    }
+  }
+}
+
+template <class Op, class S>
+__global__ void __cluster_dims__(S::kPeers, 1, 1) __launch_bounds__(S::kThreads, 1)
+    product_kernel(const __grid_constant__ ProductArgs args, const __grid_constant__ ProductMaps maps) {
+  extern __shared__ __align__(1024) std::uint8_t s_memory[];
+  const std::uint32_t s_base = shared_address(s_memory);
+  const int warp = __shfl_sync(~0U, static_cast<int>(threadIdx.x) / 32, 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < S::kStages; ++i) {
+      barrier_init(s_base + S::kFull + 8 * i, 1);
+      barrier_init(s_base + S::kEmpty + 8 * i, S::kReaders);
+    }
+    fence_barrier_init();
+    prefetch_map(&maps.first);
+    prefetch_map(&maps.second);
+    prefetch_map(&maps.tokens);
+  }
+  if constexpr (S::kPeers == 1) {
+    __syncthreads();
+  } else {
+    sync_cluster();  // a peer's copies and arrivals find the barriers of this CTA
+  }
+  if (!Op::kStartsEarly) wait_for_previous_grid();
+  launch_next_grid();
+  if (warp == S::kGroups * 4) {
+    if (lane == 0) run_loads<Op, S>(args, maps, s_base);
+    __syncwarp();
+  } else {
+    if (Op::kStartsEarly) wait_for_previous_grid();
+    run_products<Op, S>(args, s_base, warp / 4, warp % 4, lane);
+  }
+  if constexpr (S::kPeers > 1) sync_cluster();  // none leaves while a peer may still arrive at its barriers
+}
+
+}  // namespace snapmla::cuda_ops::moe
