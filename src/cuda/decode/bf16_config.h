@@ -11,6 +11,7 @@
 
 #include "core/host_device.h"
 #include "cuda/decode/work.h"
+#include "cuda/device/ring.h"
 #include "snapmla/format.h"
 
 namespace snapmla::cuda_ops::bf16 {
@@ -80,17 +81,6 @@ struct Count {
   SNAPMLA_HOST_DEVICE constexpr std::uint32_t rope() const { return queries + pages + 1; }
 };
 
-/// The buffer of the `use`-th use of a ring; the parity its full barrier has passed when it is loaded, and
-/// the one its empty barrier has passed when the use before is over.
-template <int kSize>
-struct Ring {
-  std::uint32_t slot;
-  std::uint32_t full;
-  std::uint32_t freed;
-
-  SNAPMLA_HOST_DEVICE explicit constexpr Ring(std::uint32_t use)
-      : slot(use % kSize), full(use / kSize & 1), freed(full ^ 1) {}
-};
 using HalfRing = Ring<kNumHalves>;
 using RopeRing = Ring<kNumRopes>;
 using WeightsRing = Ring<kNumWeights>;

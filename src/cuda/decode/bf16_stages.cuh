@@ -24,12 +24,6 @@ __device__ __forceinline__ std::uint32_t barrier(std::uint32_t s_base, std::uint
   return s_base + Shared::kBarriers + 8 * which;
 }
 
-/// One arrival for a warp, after all its lanes have come.
-__device__ __forceinline__ void arrive_warp(std::uint32_t bar, int lane) {
-  __syncwarp();
-  if (lane == 0) arrive(bar);
-}
-
 /// A work item: tokens [first, end) of a request.
 struct Item {
   int request;

@@ -34,6 +34,12 @@ __device__ __forceinline__ void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+/// One arrival for a warp, after all its lanes have come.
+__device__ __forceinline__ void arrive_warp(std::uint32_t barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) arrive(barrier);
+}
+
 /// One arrival that also makes the phase wait for `bytes` of copies.
 __device__ __forceinline__ void arrive_expect(std::uint32_t barrier, std::uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
