@@ -1,5 +1,6 @@
-// Tensor maps of cache planes, query rows and matrices: what a kernel hands to the copy engine so that it can load 64
-// rows x 128 bytes, wherever the tensor lies and whatever its strides, as a 128B-swizzled tile. Host only.
+// Tensor maps of cache planes, query rows, matrices and the rows of a head: what a kernel hands to the copy engine so that
+// it can load so many rows x 128 bytes, 64 where nothing is said, wherever the tensor lies and whatever its strides, as a
+// 128B-swizzled tile. Host only.
 //
 // A kernel takes a map as `const __grid_constant__ CUtensorMap`, and a tile as copy_tile(map, column, row,
 // page), for queries (column, row, request). Rows past the end arrive as zeros.
@@ -29,5 +30,10 @@ CUtensorMap make_query_map(const ConstTensorView& q);
 /// The map of matrices [n, rows, columns] of bf16, rows 16-byte aligned: box 64 columns x box_rows x 1, 128B swizzle,
 /// coordinates (column, row, matrix). Elements past an end arrive as zeros. Throws as above.
 CUtensorMap make_matrix_map(const ConstTensorView& matrices, int box_rows);
+
+/// The map of the rows of a head: x [tokens, heads, d] or, of one head, [tokens, d] of bf16, rows 16-byte aligned.
+/// Coordinates (element, token, head), box 128 bytes x box_rows tokens x 1 head, same swizzle. Elements past d
+/// arrive as zeros, too, so d may be any. Throws as above.
+CUtensorMap make_head_map(const ConstTensorView& x, int box_rows);
 
 }  // namespace snapmla::cuda_ops

@@ -10,6 +10,7 @@
 //     mma_bf16         D, A in shared memory, B     N = 128, 64, 16           A, B K-major
 //     mma_bf16         D, A in 4 registers, B       N = 64                    A, B K-major
 //     mma_bf16_rows    D, A in shared memory, B     N = 128                   A K-major, B MN-major
+//     mma_bf16_rows    D, A in 4 registers, B       N = 128, 64               A K-major, B MN-major
 //
 // A product is asynchronous: fence() before the first after registers were written by other instructions,
 // commit(), and wait<pending>() before D, or A's registers, are touched again. ptxas serializes products
@@ -158,6 +159,16 @@ __device__ __forceinline__ void mma_bf16(float (&d)[32], const std::uint32_t (&a
 /// (mn_major_128b).
 __device__ __forceinline__ void mma_bf16_rows(float (&d)[64], Descriptor a, Descriptor b, bool accumulate) {
   SNAPMLA_MMA_SS(64, "m64n128k16.f32.bf16.bf16", "%64", "%65", "%66", "1, 1, 0, 1");
+}
+
+/// The same with A in registers, as mma_bf16 has it.
+__device__ __forceinline__ void mma_bf16_rows(float (&d)[64], const std::uint32_t (&a)[4], Descriptor b,
+                                              bool accumulate) {
+  SNAPMLA_MMA_RS(64, "m64n128k16.f32.bf16.bf16", "%64,%65,%66,%67", "%68", "%69", "1, 1, 1");
+}
+__device__ __forceinline__ void mma_bf16_rows(float (&d)[32], const std::uint32_t (&a)[4], Descriptor b,
+                                              bool accumulate) {
+  SNAPMLA_MMA_RS(32, "m64n64k16.f32.bf16.bf16", "%32,%33,%34,%35", "%36", "%37", "1, 1, 1");
 }
 
 #undef SNAPMLA_MMA_RS
