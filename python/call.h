@@ -45,9 +45,10 @@ class Call {
   [[nodiscard]] CacheView cache(const Tensor& cache, const std::optional<Tensor>& rope,
                                 const std::optional<Tensor>& scale) const;
 
-  /// A plan in its tensor: int32 [4 * max_items + num_workers + 1 + batch + 1], in this order.
+  /// A plan in its tensor: int32 [4 * max_items + num_workers + 1 + batch + 1], in this order. Only who fills it
+  /// needs fixed_split_tokens.
   [[nodiscard]] PlanView plan(const Tensor& plan, std::int64_t batch, std::int64_t num_workers,
-                              std::int64_t fixed_split_tokens) const;
+                              std::int64_t fixed_split_tokens = 0) const;
 
  private:
   void require_device(const char* name, const Tensor& tensor) const;

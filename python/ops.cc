@@ -183,11 +183,10 @@ Query query_of(const Call& call, const Tensor& q_latent, const OptionalTensor& q
 }
 
 std::int64_t decode_workspace_bytes_op(const Tensor& plan, std::int64_t batch, std::int64_t num_workers,
-                                       std::int64_t fixed_split_tokens, std::int64_t s, std::int64_t heads) {
+                                       std::int64_t s, std::int64_t heads) {
   return guarded([&] {
     const Call call("decode", "plan", plan);
-    return decode_workspace_bytes(call.backend(),
-                                  call.plan(plan, batch, num_workers, fixed_split_tokens).shape,
+    return decode_workspace_bytes(call.backend(), call.plan(plan, batch, num_workers).shape,
                                   to_int("decode", "s", s), to_int("decode", "heads", heads));
   });
 }
@@ -195,8 +194,8 @@ std::int64_t decode_workspace_bytes_op(const Tensor& plan, std::int64_t batch, s
 void decode_out(const Tensor& q_latent, const OptionalTensor& q_rope, const OptionalTensor& q_scale,
                 const Tensor& cache, const OptionalTensor& cache_rope, const OptionalTensor& cache_scale,
                 const Tensor& block_table, const Tensor& seq_lens, const Tensor& plan,
-                std::int64_t num_workers, std::int64_t fixed_split_tokens, double softmax_scale, bool causal,
-                const Tensor& out, const Tensor& lse, const OptionalTensor& workspace) {
+                std::int64_t num_workers, double softmax_scale, bool causal, const Tensor& out,
+                const Tensor& lse, const OptionalTensor& workspace) {
   guarded([&] {
     const Call call("decode", "q_latent", q_latent);
     const Query query = query_of(call, q_latent, q_rope);
@@ -214,7 +213,7 @@ void decode_out(const Tensor& q_latent, const OptionalTensor& q_rope, const Opti
                         .workspace = {}};
     OptionalTensor scratch = workspace;
     if (q_latent.dim() == 4) {  // else the core refuses it
-      params.plan = call.plan(plan, q_latent.size(0), num_workers, fixed_split_tokens);
+      params.plan = call.plan(plan, q_latent.size(0), num_workers);
       if (!scratch) {
         const std::int64_t bytes =
             decode_workspace_bytes(call.backend(), params.plan.shape, to_int("decode", "s", q_latent.size(1)),
@@ -231,8 +230,7 @@ std::tuple<Tensor, Tensor> decode_new(const Tensor& q_latent, const OptionalTens
                                       const OptionalTensor& q_scale, const Tensor& cache,
                                       const OptionalTensor& cache_rope, const OptionalTensor& cache_scale,
                                       const Tensor& block_table, const Tensor& seq_lens, const Tensor& plan,
-                                      std::int64_t num_workers, std::int64_t fixed_split_tokens,
-                                      double softmax_scale, bool causal,
+                                      std::int64_t num_workers, double softmax_scale, bool causal,
                                       const std::optional<ScalarType>& out_dtype) {
   const Call call("decode", "q_latent", q_latent);
   const std::int64_t batch = extent(q_latent, 0);
@@ -241,8 +239,7 @@ std::tuple<Tensor, Tensor> decode_new(const Tensor& q_latent, const OptionalTens
   std::tuple<Tensor, Tensor> out{call.empty(out_dtype_or_default(out_dtype), {batch, s, heads, kLatentDim}),
                                  call.empty(ScalarType::Float, {batch, s, heads})};
   decode_out(q_latent, q_rope, q_scale, cache, cache_rope, cache_scale, block_table, seq_lens, plan,
-             num_workers, fixed_split_tokens, softmax_scale, causal, std::get<0>(out), std::get<1>(out),
-             std::nullopt);
+             num_workers, softmax_scale, causal, std::get<0>(out), std::get<1>(out), std::nullopt);
   return out;
 }
 
@@ -299,17 +296,16 @@ std::tuple<bool, std::string, std::string> backend_support_op(const std::string&
 
 #define SNAPMLA_CACHE "Tensor cache, Tensor? cache_rope, Tensor? cache_scale"
 #define SNAPMLA_ROPE "Tensor? cos_sin=None, Tensor? positions=None, bool interleaved=True"
-#define SNAPMLA_DECODE                                                                            \
-  "Tensor q_latent, Tensor? q_rope, Tensor? q_scale, " SNAPMLA_CACHE                              \
-  ", Tensor block_table, Tensor seq_lens, Tensor plan, int num_workers, int fixed_split_tokens, " \
-  "float softmax_scale, bool causal=True"
+#define SNAPMLA_DECODE                                               \
+  "Tensor q_latent, Tensor? q_rope, Tensor? q_scale, " SNAPMLA_CACHE \
+  ", Tensor block_table, Tensor seq_lens, Tensor plan, int num_workers, float softmax_scale, bool causal"
 
 STABLE_TORCH_LIBRARY(snapmla, library) {
   library.def("quantize_q(Tensor q_latent, Tensor q_rope, " SNAPMLA_ROPE
               ", str scale_rule=\"pow2\") -> (Tensor, Tensor, Tensor)");
-  library.def("quantize_q.out(Tensor q_latent, Tensor q_rope, " SNAPMLA_ROPE
-              ", str scale_rule=\"pow2\", *, Tensor(a!) q_latent_out, Tensor(b!) q_rope_out, "
-              "Tensor(c!) q_scale_out) -> ()");
+  library.def(
+      "quantize_q.out(Tensor q_latent, Tensor q_rope, Tensor? cos_sin, Tensor? positions, bool interleaved, "
+      "str scale_rule, Tensor(a!) q_latent_out, Tensor(b!) q_rope_out, Tensor(c!) q_scale_out) -> ()");
   library.def(
       "append_kv(Tensor kv, Tensor slot_mapping, Tensor(a!) cache, Tensor(b!)? cache_rope, "
       "Tensor(c!)? cache_scale, Tensor? norm_weight=None, float norm_eps=1e-06, " SNAPMLA_ROPE
@@ -318,23 +314,20 @@ STABLE_TORCH_LIBRARY(snapmla, library) {
               ", Tensor block_table, Tensor starts, Tensor offsets, SymInt total) -> (Tensor, Tensor)");
   library.def(
       "fetch_kv.out(" SNAPMLA_CACHE
-      ", Tensor block_table, Tensor starts, Tensor offsets, *, Tensor(a!) latent_out, Tensor(b!) rope_out) "
+      ", Tensor block_table, Tensor starts, Tensor offsets, Tensor(a!) latent_out, Tensor(b!) rope_out) "
       "-> ()");
   library.def(
       "plan_shape(Tensor seq_lens, int max_seq_len, int rows, int num_workers, int fixed_split_tokens) "
       "-> (int, int)");
   library.def("plan(Tensor seq_lens, int num_workers, int fixed_split_tokens, Tensor(a!) plan) -> ()");
-  library.def(
-      "decode_workspace_bytes(Tensor plan, int batch, int num_workers, int fixed_split_tokens, int s, "
-      "int heads) -> int");
-  library.def("decode(" SNAPMLA_DECODE ", ScalarType? out_dtype=None) -> (Tensor, Tensor)");
-  library.def("decode.out(" SNAPMLA_DECODE
-              ", *, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? workspace=None) -> ()");
+  library.def("decode_workspace_bytes(Tensor plan, int batch, int num_workers, int s, int heads) -> int");
+  library.def("decode(" SNAPMLA_DECODE "=True, ScalarType? out_dtype=None) -> (Tensor, Tensor)");
+  library.def("decode.out(" SNAPMLA_DECODE ", Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? workspace) -> ()");
   library.def(
       "combine(Tensor partial_out, Tensor partial_lse, Tensor split_offsets, int s, "
       "ScalarType? out_dtype=None) -> (Tensor, Tensor)");
   library.def(
-      "combine.out(Tensor partial_out, Tensor partial_lse, Tensor split_offsets, *, Tensor(a!) out, "
+      "combine.out(Tensor partial_out, Tensor partial_lse, Tensor split_offsets, Tensor(a!) out, "
       "Tensor(b!) lse) -> ()");
   library.def("version() -> str");
   library.def("backend_support(str name) -> (bool, str, str)");

@@ -27,7 +27,7 @@ def _fetch_kv(cache, cache_rope, cache_scale, block_table, starts, offsets, tota
 
 @torch.library.register_fake("snapmla::decode")
 def _decode(q_latent, q_rope, q_scale, cache, cache_rope, cache_scale, block_table, seq_lens, plan, num_workers,
-            fixed_split_tokens, softmax_scale, causal=True, out_dtype=None):
+            softmax_scale, causal=True, out_dtype=None):
     rows = q_latent.shape[:3]
     return (
         q_latent.new_empty((*rows, LATENT_DIM), dtype=out_dtype or torch.bfloat16),

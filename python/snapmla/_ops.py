@@ -20,6 +20,13 @@ from ._cache import LATENT_DIM, PagedCache
 from ._library import python_error
 from ._plan import Plan
 
+# The ops, looked up once. They are called by position: to torch a keyword costs as much again as the tensor it names.
+_QUANTIZE_Q, _QUANTIZE_Q_OUT = torch.ops.snapmla.quantize_q.default, torch.ops.snapmla.quantize_q.out
+_APPEND_KV = torch.ops.snapmla.append_kv.default
+_FETCH_KV, _FETCH_KV_OUT = torch.ops.snapmla.fetch_kv.default, torch.ops.snapmla.fetch_kv.out
+_DECODE, _DECODE_OUT = torch.ops.snapmla.decode.default, torch.ops.snapmla.decode.out
+_COMBINE, _COMBINE_OUT = torch.ops.snapmla.combine.default, torch.ops.snapmla.combine.out
+
 
 class QuantizedQ(NamedTuple):
     """What quantize_q returns: unpack it into decode, `decode(*quantize_q(...), cache, ...)`.
@@ -60,11 +67,10 @@ def quantize_q(q_latent: torch.Tensor, q_rope: torch.Tensor, *, cos_sin: torch.T
     """
     try:
         if out is None:
-            return QuantizedQ(*torch.ops.snapmla.quantize_q.default(q_latent, q_rope, cos_sin, positions, interleaved,
-                                                                    scale_rule))
-        torch.ops.snapmla.quantize_q.out(q_latent, q_rope, cos_sin, positions, interleaved, scale_rule,
-                                         q_latent_out=out[0], q_rope_out=out[1], q_scale_out=out[2])
-        return QuantizedQ(*out)
+            return QuantizedQ(*_QUANTIZE_Q(q_latent, q_rope, cos_sin, positions, interleaved, scale_rule))
+        latent_out, rope_out, scale_out = out
+        _QUANTIZE_Q_OUT(q_latent, q_rope, cos_sin, positions, interleaved, scale_rule, latent_out, rope_out, scale_out)
+        return QuantizedQ(latent_out, rope_out, scale_out)
     except RuntimeError as error:
         raise python_error("quantize_q", error) from None
 
@@ -91,8 +97,7 @@ def append_kv(kv: torch.Tensor, slot_mapping: torch.Tensor, cache: PagedCache, *
             written.
     """
     try:
-        torch.ops.snapmla.append_kv.default(kv, slot_mapping, *cache.op_args, norm_weight, norm_eps, cos_sin, positions,
-                                            interleaved, scale_rule)
+        _APPEND_KV(kv, slot_mapping, *cache.op_args, norm_weight, norm_eps, cos_sin, positions, interleaved, scale_rule)
     except RuntimeError as error:
         raise python_error("append_kv", error) from None
 
@@ -120,9 +125,8 @@ def fetch_kv(cache: PagedCache, block_table: torch.Tensor, starts: torch.Tensor,
         if out is None:
             if total is None:
                 raise ValueError("[fetch_kv] total must be given without out: the number of output rows")
-            return torch.ops.snapmla.fetch_kv.default(*cache.op_args, block_table, starts, offsets, total)
-        torch.ops.snapmla.fetch_kv.out(*cache.op_args, block_table, starts, offsets, latent_out=out[0],
-                                       rope_out=out[1])
+            return _FETCH_KV(*cache.op_args, block_table, starts, offsets, total)
+        _FETCH_KV_OUT(*cache.op_args, block_table, starts, offsets, *out)
         return out
     except RuntimeError as error:
         raise python_error("fetch_kv", error) from None
@@ -167,18 +171,17 @@ def decode(q_latent: torch.Tensor, q_rope: torch.Tensor | None, q_scale: torch.T
     Bitwise repeatable for the same inputs and plan. Error bounds: docs/numerics.md.
     """
     try:
+        pages, rope, scale = cache.op_args
         if out is None and lse is None and workspace is None:
-            return torch.ops.snapmla.decode.default(q_latent, q_rope, q_scale, *cache.op_args, block_table, seq_lens,
-                                                    plan.data, plan.num_workers, plan.fixed_split_tokens, softmax_scale,
-                                                    causal, out_dtype)
+            return _DECODE(q_latent, q_rope, q_scale, pages, rope, scale, block_table, seq_lens, plan.data,
+                           plan.num_workers, softmax_scale, causal, out_dtype)
         if (out is None) != (lse is None):
             raise ValueError("[decode] out and lse must be given together, or neither")
         if out is None:
             out = torch.empty((*q_latent.shape[:3], LATENT_DIM), dtype=out_dtype, device=q_latent.device)
             lse = torch.empty(q_latent.shape[:3], dtype=torch.float32, device=q_latent.device)
-        torch.ops.snapmla.decode.out(q_latent, q_rope, q_scale, *cache.op_args, block_table, seq_lens, plan.data,
-                                     plan.num_workers, plan.fixed_split_tokens, softmax_scale, causal, out=out, lse=lse,
-                                     workspace=workspace)
+        _DECODE_OUT(q_latent, q_rope, q_scale, pages, rope, scale, block_table, seq_lens, plan.data, plan.num_workers,
+                    softmax_scale, causal, out, lse, workspace)
         return out, lse
     except RuntimeError as error:
         raise python_error("decode", error) from None
@@ -208,10 +211,10 @@ def combine(partial_out: torch.Tensor, partial_lse: torch.Tensor, split_offsets:
     """
     try:
         if out is None and lse is None:
-            return torch.ops.snapmla.combine.default(partial_out, partial_lse, split_offsets, s, out_dtype)
+            return _COMBINE(partial_out, partial_lse, split_offsets, s, out_dtype)
         if out is None or lse is None:
             raise ValueError("[combine] out and lse must be given together, or neither")
-        torch.ops.snapmla.combine.out(partial_out, partial_lse, split_offsets, out=out, lse=lse)
+        _COMBINE_OUT(partial_out, partial_lse, split_offsets, out, lse)
         return out, lse
     except RuntimeError as error:
         raise python_error("combine", error) from None

@@ -6,6 +6,8 @@ import torch
 
 from ._library import python_error
 
+_PLAN = torch.ops.snapmla.plan.default
+
 
 class Plan:
     """A work list for `decode`, in one int32 tensor on the device of the seq_lens it was made for. Made by `plan`.
@@ -35,7 +37,7 @@ class Plan:
             ValueError: another dtype, shape or device; on the CPU also a length out of range.
         """
         try:
-            torch.ops.snapmla.plan.default(seq_lens, self.num_workers, self.fixed_split_tokens, self.data)
+            _PLAN(seq_lens, self.num_workers, self.fixed_split_tokens, self.data)
         except RuntimeError as error:
             raise python_error("plan", error) from None
         return self
@@ -43,8 +45,7 @@ class Plan:
     def workspace_bytes(self, s: int, heads: int) -> int:
         """Bytes of scratch that `decode` needs for s query tokens of so many heads. Host only."""
         try:
-            return torch.ops.snapmla.decode_workspace_bytes(
-                self.data, self.batch, self.num_workers, self.fixed_split_tokens, s, heads)
+            return torch.ops.snapmla.decode_workspace_bytes(self.data, self.batch, self.num_workers, s, heads)
         except RuntimeError as error:
             raise python_error("decode", error) from None
 

@@ -146,7 +146,7 @@ def _decode(q, format, cache_args, block_table, cache_seqlens, head_dim_v, meta,
     planned = meta.plan
     try:
         out, lse = torch.ops.snapmla.decode.default(*query, *cache_args, block_table, cache_seqlens, planned.data,
-                                                    planned.num_workers, planned.fixed_split_tokens, scale, causal)
+                                                    planned.num_workers, scale, causal)
     except RuntimeError as error:
         raise python_error("decode", error) from None
     lse.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=torch.inf)  # -inf to +inf, the rest as it is, in one launch

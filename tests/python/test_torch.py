@@ -17,12 +17,12 @@ def samples(device):
     ops, like = torch.ops.snapmla, torch.empty_like
     int32 = lambda *values: torch.tensor(values, dtype=torch.int32, device=device)
     records, slots = problem.cache.op_args, torch.arange(70, device=device)
-    decode = (problem.block_table, problem.seq_lens, plan.data, plan.num_workers, 0, 0.1, True)
+    decode = (problem.block_table, problem.seq_lens, plan.data, plan.num_workers, 0.1, True)
     out, lse = problem.solve()
     fetch = (problem.block_table, int32(0, 1), int32(0, 3, 5))
     partials = (torch.randn(3, 8, 512, device=device), torch.randn(3, 8, device=device), int32(0, 1, 3))
     yield ops.quantize_q.default, (problem.q_latent, problem.q_rope), {}
-    yield ops.quantize_q.out, (problem.q_latent, problem.q_rope), dict(
+    yield ops.quantize_q.out, (problem.q_latent, problem.q_rope, None, None, True, "pow2"), dict(
         q_latent_out=like(query[0]), q_rope_out=like(query[1]), q_scale_out=like(query[2]))
     yield ops.append_kv.default, (problem.kv[0], slots, *records), {}
     yield ops.append_kv.default, (bf16.kv[0], slots, *bf16.cache.op_args), {}
@@ -32,9 +32,8 @@ def samples(device):
     yield ops.plan.default, (problem.seq_lens, plan.num_workers, 0, plan.data), {}
     yield ops.decode.default, (*query, *records, *decode), {}
     yield ops.decode.default, (*bf16.query(), *bf16.cache.op_args, *decode, torch.float32), {}
-    yield ops.decode.out, (*query, *records, *decode), dict(out=like(out), lse=like(lse))
-    yield ops.decode.out, (*query, *records, *decode), dict(out=like(out), lse=like(lse),
-                                                            workspace=plan.workspace(2, 4))
+    yield ops.decode.out, (*query, *records, *decode, like(out), like(lse), None), {}
+    yield ops.decode.out, (*query, *records, *decode, like(out), like(lse), plan.workspace(2, 4)), {}
     yield ops.combine.default, (*partials, 2), {}
     yield ops.combine.out, partials, dict(out=like(out), lse=like(lse))
 
