@@ -35,6 +35,11 @@ std::optional<DType> dtype_of(std::int32_t code) {
   return std::nullopt;
 }
 
+const char* dtype_text(const Tensor& tensor) {
+  using torch::stable::detail::to;
+  return torch::headeronly::toString(to<ScalarType>(torch::stable::detail::from(tensor.dtype())));
+}
+
 std::string device_text(bool is_cuda, std::int32_t index) {
   return is_cuda ? "cuda:" + std::to_string(index) : "cpu";
 }
@@ -46,10 +51,9 @@ Stream current_stream(std::int32_t device_index) {
   return {.handle = stream};
 }
 
-TensorView make_view(void* data, DType dtype, const Tensor& tensor) {
-  const auto n = tensor.sizes();
-  const auto stride = tensor.strides();
-  switch (n.size()) {
+TensorView make_view(void* data, DType dtype, std::int64_t rank, const std::int64_t* n,
+                     const std::int64_t* stride) {
+  switch (rank) {
     case 0:
       return {data, dtype, {}, {}};
     case 1:
@@ -87,9 +91,9 @@ CachePlane plane_of(const TensorView& view, std::int64_t row_bytes) {
 }  // namespace
 
 Call::Call(const char* op, const char* name, const Tensor& first)
-    : op_(op), first_name_(name), is_cuda_(first.is_cuda()), device_index_(first.get_device_index()) {
-  if (is_cuda_) {
-    guard_.emplace(device_index_);
+    : op_(op), first_name_(name), device_type_(first.device_type()), device_index_(first.device_index()) {
+  if (is_cuda()) {
+    if (torch::stable::accelerator::getCurrentDeviceIndex() != device_index_) guard_.emplace(device_index_);
     backend_ = &cuda();
     stream_ = current_stream(device_index_);
   } else {
@@ -98,29 +102,27 @@ Call::Call(const char* op, const char* name, const Tensor& first)
 }
 
 void Call::require_device(const char* name, const Tensor& tensor) const {
-  const bool is_cuda = tensor.is_cuda();
-  SNAPMLA_REQUIRE(is_cuda == is_cuda_ && (!is_cuda || tensor.get_device_index() == device_index_), op_, name,
-                  " must be on ", device_text(is_cuda_, device_index_), " as ", first_name_, " is; got ",
-                  device_text(is_cuda, tensor.get_device_index()));
+  const std::int32_t type = tensor.device_type();
+  SNAPMLA_REQUIRE(type == device_type_ && (!is_cuda() || tensor.device_index() == device_index_), op_, name,
+                  " must be on ", device_text(is_cuda(), device_index_), " as ", first_name_, " is; got ",
+                  device_text(type == aoti_torch_device_type_cuda(), tensor.device_index()));
 }
 
 TensorView Call::view(const char* name, const Tensor& tensor) const {
   require_device(name, tensor);
-  std::int32_t code = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
-  const std::optional<DType> dtype = dtype_of(code);
-  SNAPMLA_REQUIRE(dtype, op_, name, " has a dtype that no op takes; got ",
-                  torch::headeronly::toString(tensor.scalar_type()));
-  SNAPMLA_REQUIRE(tensor.dim() <= kMaxRank, op_, name, " must have at most ", kMaxRank, " dimensions; got ",
-                  tensor.dim());
-  return make_view(tensor.numel() == 0 ? nothing.data() : tensor.data_ptr(), *dtype, tensor);
+  const std::optional<DType> dtype = dtype_of(tensor.dtype());
+  SNAPMLA_REQUIRE(dtype, op_, name, " has a dtype that no op takes; got ", dtype_text(tensor));
+  const std::int64_t rank = tensor.dim();
+  SNAPMLA_REQUIRE(rank <= kMaxRank, op_, name, " must have at most ", kMaxRank, " dimensions; got ", rank);
+  return make_view(tensor.numel() == 0 ? nothing.data() : tensor.data_ptr(), *dtype, rank, tensor.sizes(),
+                   tensor.strides());
 }
 
-ConstTensorView Call::view(const char* name, const std::optional<Tensor>& tensor) const {
+ConstTensorView Call::view(const char* name, const OptionalTensor& tensor) const {
   return tensor ? ConstTensorView(view(name, *tensor)) : ConstTensorView();
 }
 
-Tensor Call::empty(ScalarType dtype, std::initializer_list<std::int64_t> shape) const {
+NewTensor Call::empty(ScalarType dtype, std::initializer_list<std::int64_t> shape) const {
   std::array<std::int64_t, kMaxRank> stride{};
   std::int64_t elements = 1;
   for (std::size_t i = shape.size(); i-- > 0;) {
@@ -129,10 +131,9 @@ Tensor Call::empty(ScalarType dtype, std::initializer_list<std::int64_t> shape) 
   }
   const auto code = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<std::int64_t>(shape.size()), shape.begin(), stride.data(), code,
-      is_cuda_ ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), device_index_, &handle));
-  return Tensor(handle);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(shape.size()), shape.begin(),
+                                                  stride.data(), code, device_type_, device_index_, &handle));
+  return NewTensor(handle);
 }
 
 CacheView Call::record_cache(const Tensor& cache) const {
@@ -163,8 +164,7 @@ CacheView Call::record_cache(const Tensor& cache) const {
   return result;
 }
 
-CacheView Call::cache(const Tensor& cache, const std::optional<Tensor>& rope,
-                      const std::optional<Tensor>& scale) const {
+CacheView Call::cache(const Tensor& cache, const OptionalTensor& rope, const OptionalTensor& scale) const {
   if (!rope) {
     SNAPMLA_REQUIRE(!scale, op_, "cache_scale needs cache_rope: a cache is one tensor of records, or planes");
     return record_cache(cache);

@@ -19,8 +19,6 @@
 namespace snapmla::torch_ops {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 ScaleRule scale_rule_of(const char* op, const std::string& name) {
   SNAPMLA_REQUIRE(name == to_string(ScaleRule::kPowerOfTwo) || name == to_string(ScaleRule::kAmax), op,
                   "scale_rule must be pow2 or amax; got '", name, "'");
@@ -36,7 +34,7 @@ RopeParams rope_of(const Call& call, const OptionalTensor& cos_sin, const Option
 
 /// The extent of a dimension, for the shape of an output; 0 where the op will refuse the tensor anyway.
 std::int64_t extent(const Tensor& tensor, std::int64_t i) {
-  return i < tensor.dim() ? tensor.size(i) : 0;
+  return i < tensor.dim() ? tensor.sizes()[i] : 0;
 }
 
 ScalarType out_dtype_or_default(const std::optional<ScalarType>& dtype) {
@@ -62,17 +60,18 @@ void quantize_q_out(const Tensor& q_latent, const Tensor& q_rope, const Optional
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> quantize_q_new(const Tensor& q_latent, const Tensor& q_rope,
-                                                  const OptionalTensor& cos_sin,
-                                                  const OptionalTensor& positions, bool interleaved,
-                                                  const std::string& scale_rule) {
+std::tuple<NewTensor, NewTensor, NewTensor> quantize_q_new(const Tensor& q_latent, const Tensor& q_rope,
+                                                           const OptionalTensor& cos_sin,
+                                                           const OptionalTensor& positions, bool interleaved,
+                                                           const std::string& scale_rule) {
   const Call call("quantize_q", "q_latent", q_latent);
   const std::int64_t batch = extent(q_latent, 0);
   const std::int64_t s = extent(q_latent, 1);
   const std::int64_t heads = extent(q_latent, 2);
-  std::tuple<Tensor, Tensor, Tensor> out{call.empty(ScalarType::Float8_e4m3fn, {batch, s, heads, kLatentDim}),
-                                         call.empty(ScalarType::BFloat16, {batch, s, heads, kRopeDim}),
-                                         call.empty(ScalarType::Float, {batch, s, heads})};
+  std::tuple<NewTensor, NewTensor, NewTensor> out{
+      call.empty(ScalarType::Float8_e4m3fn, {batch, s, heads, kLatentDim}),
+      call.empty(ScalarType::BFloat16, {batch, s, heads, kRopeDim}),
+      call.empty(ScalarType::Float, {batch, s, heads})};
   quantize_q_out(q_latent, q_rope, cos_sin, positions, interleaved, scale_rule, std::get<0>(out),
                  std::get<1>(out), std::get<2>(out));
   return out;
@@ -114,13 +113,14 @@ void fetch_kv_out(const Tensor& cache, const OptionalTensor& cache_rope, const O
   });
 }
 
-std::tuple<Tensor, Tensor> fetch_kv_new(const Tensor& cache, const OptionalTensor& cache_rope,
-                                        const OptionalTensor& cache_scale, const Tensor& block_table,
-                                        const Tensor& starts, const Tensor& offsets, std::int64_t total) {
+std::tuple<NewTensor, NewTensor> fetch_kv_new(const Tensor& cache, const OptionalTensor& cache_rope,
+                                              const OptionalTensor& cache_scale, const Tensor& block_table,
+                                              const Tensor& starts, const Tensor& offsets,
+                                              std::int64_t total) {
   const Call call("fetch_kv", "cache", cache);
   guarded([&] { SNAPMLA_REQUIRE(total >= 0, "fetch_kv", "total must not be negative; got ", total); });
-  std::tuple<Tensor, Tensor> out{call.empty(ScalarType::BFloat16, {total, kLatentDim}),
-                                 call.empty(ScalarType::BFloat16, {total, kRopeDim})};
+  std::tuple<NewTensor, NewTensor> out{call.empty(ScalarType::BFloat16, {total, kLatentDim}),
+                                       call.empty(ScalarType::BFloat16, {total, kRopeDim})};
   fetch_kv_out(cache, cache_rope, cache_scale, block_table, starts, offsets, std::get<0>(out),
                std::get<1>(out));
   return out;
@@ -211,33 +211,36 @@ void decode_out(const Tensor& q_latent, const OptionalTensor& q_rope, const Opti
                         .out = call.view("out", out),
                         .lse = call.view("lse", lse),
                         .workspace = {}};
-    OptionalTensor scratch = workspace;
-    if (q_latent.dim() == 4) {  // else the core refuses it
-      params.plan = call.plan(plan, q_latent.size(0), num_workers);
-      if (!scratch) {
+    std::optional<NewTensor> scratch;
+    if (const ConstTensorView& q = params.q_latent; q.rank() == 4) {  // else the core refuses it
+      params.plan = call.plan(plan, q.dim(0), num_workers);
+      if (!workspace) {
         const std::int64_t bytes =
-            decode_workspace_bytes(call.backend(), params.plan.shape, to_int("decode", "s", q_latent.size(1)),
-                                   to_int("decode", "heads", q_latent.size(2)));
+            decode_workspace_bytes(call.backend(), params.plan.shape, to_int("decode", "s", q.dim(1)),
+                                   to_int("decode", "heads", q.dim(2)));
         scratch = call.empty(ScalarType::Byte, {bytes});
       }
     }
-    if (scratch) params.workspace = call.view("workspace", *scratch);
+    if (scratch || workspace)
+      params.workspace = call.view("workspace", scratch ? Tensor(*scratch) : *workspace);
     decode(call.backend(), params, call.stream());
   });
 }
 
-std::tuple<Tensor, Tensor> decode_new(const Tensor& q_latent, const OptionalTensor& q_rope,
-                                      const OptionalTensor& q_scale, const Tensor& cache,
-                                      const OptionalTensor& cache_rope, const OptionalTensor& cache_scale,
-                                      const Tensor& block_table, const Tensor& seq_lens, const Tensor& plan,
-                                      std::int64_t num_workers, double softmax_scale, bool causal,
-                                      const std::optional<ScalarType>& out_dtype) {
+std::tuple<NewTensor, NewTensor> decode_new(const Tensor& q_latent, const OptionalTensor& q_rope,
+                                            const OptionalTensor& q_scale, const Tensor& cache,
+                                            const OptionalTensor& cache_rope,
+                                            const OptionalTensor& cache_scale, const Tensor& block_table,
+                                            const Tensor& seq_lens, const Tensor& plan,
+                                            std::int64_t num_workers, double softmax_scale, bool causal,
+                                            const std::optional<ScalarType>& out_dtype) {
   const Call call("decode", "q_latent", q_latent);
   const std::int64_t batch = extent(q_latent, 0);
   const std::int64_t s = extent(q_latent, 1);
   const std::int64_t heads = extent(q_latent, 2);
-  std::tuple<Tensor, Tensor> out{call.empty(out_dtype_or_default(out_dtype), {batch, s, heads, kLatentDim}),
-                                 call.empty(ScalarType::Float, {batch, s, heads})};
+  std::tuple<NewTensor, NewTensor> out{
+      call.empty(out_dtype_or_default(out_dtype), {batch, s, heads, kLatentDim}),
+      call.empty(ScalarType::Float, {batch, s, heads})};
   decode_out(q_latent, q_rope, q_scale, cache, cache_rope, cache_scale, block_table, seq_lens, plan,
              num_workers, softmax_scale, causal, std::get<0>(out), std::get<1>(out), std::nullopt);
   return out;
@@ -257,9 +260,9 @@ void combine_out(const Tensor& partial_out, const Tensor& partial_lse, const Ten
   });
 }
 
-std::tuple<Tensor, Tensor> combine_new(const Tensor& partial_out, const Tensor& partial_lse,
-                                       const Tensor& split_offsets, std::int64_t s,
-                                       const std::optional<ScalarType>& out_dtype) {
+std::tuple<NewTensor, NewTensor> combine_new(const Tensor& partial_out, const Tensor& partial_lse,
+                                             const Tensor& split_offsets, std::int64_t s,
+                                             const std::optional<ScalarType>& out_dtype) {
   const Call call("combine", "partial_out", partial_out);
   const std::int64_t rows = extent(partial_out, 1);
   guarded([&] {
@@ -267,7 +270,7 @@ std::tuple<Tensor, Tensor> combine_new(const Tensor& partial_out, const Tensor& 
                     "s must divide the rows (s * heads) of partial_out; got s ", s, ", rows ", rows);
   });
   const std::int64_t batch = std::max<std::int64_t>(0, extent(split_offsets, 0) - 1);
-  std::tuple<Tensor, Tensor> out{
+  std::tuple<NewTensor, NewTensor> out{
       call.empty(out_dtype_or_default(out_dtype), {batch, s, rows / s, kLatentDim}),
       call.empty(ScalarType::Float, {batch, s, rows / s})};
   combine_out(partial_out, partial_lse, split_offsets, std::get<0>(out), std::get<1>(out));
@@ -337,18 +340,18 @@ namespace snapmla::torch_ops {
 namespace {
 
 void implement(torch::stable::detail::StableLibrary& library) {
-  library.impl("quantize_q", TORCH_BOX(&quantize_q_new));
-  library.impl("quantize_q.out", TORCH_BOX(&quantize_q_out));
-  library.impl("append_kv", TORCH_BOX(&append_kv_op));
-  library.impl("fetch_kv", TORCH_BOX(&fetch_kv_new));
-  library.impl("fetch_kv.out", TORCH_BOX(&fetch_kv_out));
-  library.impl("plan_shape", TORCH_BOX(&plan_shape_op));
-  library.impl("plan", TORCH_BOX(&plan_op));
-  library.impl("decode_workspace_bytes", TORCH_BOX(&decode_workspace_bytes_op));
-  library.impl("decode", TORCH_BOX(&decode_new));
-  library.impl("decode.out", TORCH_BOX(&decode_out));
-  library.impl("combine", TORCH_BOX(&combine_new));
-  library.impl("combine.out", TORCH_BOX(&combine_out));
+  library.impl("quantize_q", &boxed<quantize_q_new>);
+  library.impl("quantize_q.out", &boxed<quantize_q_out>);
+  library.impl("append_kv", &boxed<append_kv_op>);
+  library.impl("fetch_kv", &boxed<fetch_kv_new>);
+  library.impl("fetch_kv.out", &boxed<fetch_kv_out>);
+  library.impl("plan_shape", &boxed<plan_shape_op>);
+  library.impl("plan", &boxed<plan_op>);
+  library.impl("decode_workspace_bytes", &boxed<decode_workspace_bytes_op>);
+  library.impl("decode", &boxed<decode_new>);
+  library.impl("decode.out", &boxed<decode_out>);
+  library.impl("combine", &boxed<combine_new>);
+  library.impl("combine.out", &boxed<combine_out>);
 }
 
 }  // namespace
@@ -361,6 +364,6 @@ STABLE_TORCH_LIBRARY_IMPL(snapmla, CUDA, library) {
   snapmla::torch_ops::implement(library);
 }
 STABLE_TORCH_LIBRARY_IMPL(snapmla, CompositeExplicitAutograd, library) {
-  library.impl("version", TORCH_BOX(&snapmla::torch_ops::version_op));
-  library.impl("backend_support", TORCH_BOX(&snapmla::torch_ops::backend_support_op));
+  library.impl("version", &snapmla::torch_ops::boxed<snapmla::torch_ops::version_op>);
+  library.impl("backend_support", &snapmla::torch_ops::boxed<snapmla::torch_ops::backend_support_op>);
 }
