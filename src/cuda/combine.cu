@@ -328,8 +328,7 @@ enum class Launch { kAlone, kOverlapped };
 template <class Stored>
 void launch(const CombineArgs& args, Launch how, cudaStream_t stream) {
   constexpr int kSharedBytes = kWarps * kWarpBytes<Stored>;
-  SNAPMLA_CUDA(cudaFuncSetAttribute(combine_kernel<Stored>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    kSharedBytes));
+  allow_shared_memory<combine_kernel<Stored>, kSharedBytes>();
   const std::int64_t most_tasks = std::int64_t{args.batch} * args.rows * kSlices;
   const dim3 grid(static_cast<unsigned>(std::min(most_tasks, kMaxBlocks)),
                   static_cast<unsigned>((args.batch + kChunk - 1) / kChunk));

@@ -1,5 +1,7 @@
 // decode on the GPU: the shared list of cases against the formula and against the reference, repeatability,
 // graphs, splits, errors.
+#include <thread>
+
 #include "gpu_test.h"
 #include "support/decode_cases.h"
 
@@ -205,6 +207,24 @@ TEST_F(CudaDecode, StepsMayFollowEachOtherAtOnce) {
   cuda().synchronize(stream);
   EXPECT_TRUE(same_solution(decoder.solution(), expected));
   cuda().destroy_stream(stream);
+}
+
+// What the host keeps from an earlier call (shared memory allowed) a new thread shares; the device's context it
+// must find by itself.
+TEST_F(CudaDecode, MayBeTheFirstCallOfAThread) {
+  for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
+    const Problem problem = make_problem({.seq_lens = {700, 65}, .heads = 16, .format = format, .seed = 94});
+    Decoder decoder(cuda(), problem);
+    decoder.enqueue({});
+    const Solution expected = decoder.solution();
+    decoder.poison_outputs({});
+    cuda().synchronize({});
+    std::string message;
+    std::thread([&] { message = message_of([&] { decode(cuda(), decoder.decode_params(), {}); }); }).join();
+    cuda().synchronize({});
+    EXPECT_EQ(message, "nothing was thrown") << to_string(format);
+    EXPECT_TRUE(same_solution(decoder.solution(), expected)) << to_string(format);
+  }
 }
 
 TEST_F(CudaDecode, RefusesWhatItCannotRunBeforeAnyWork) {

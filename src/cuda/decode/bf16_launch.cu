@@ -9,7 +9,7 @@ void decode_bf16(const DecodeParams& params, cudaStream_t stream) {
   using namespace bf16;
   const CacheView& cache = params.cache;
   const Args args{make_work(params), cache.num_pages > 0};
-  launch_decode(decode_kernel, args, params, kThreads, Shared::kBytes, stream);
+  launch_decode<decode_kernel, kThreads, Shared::kBytes>(args, params, stream);
 }
 
 }  // namespace snapmla::cuda_ops

@@ -15,7 +15,7 @@ void decode_fp8(const DecodeParams& params, cudaStream_t stream) {
       cache.scale.row_stride);
   const Args args{make_work(params), params.q_scale.as<float>(),
                   static_cast<const std::uint8_t*>(cache.scale.data), cache.scale.page_stride};
-  launch_decode(decode_kernel, args, params, kThreads, Shared::kBytes, stream);
+  launch_decode<decode_kernel, kThreads, Shared::kBytes>(args, params, stream);
 }
 
 }  // namespace snapmla::cuda_ops

@@ -93,13 +93,11 @@ inline Maps make_maps(const DecodeParams& params) {
 }
 
 /// Launches a decode kernel, num_workers x tiles CTAs, overlapped with the kernel ahead of it on the stream.
-template <class Args>
-void launch_decode(void (*kernel)(Args, Maps), const Args& args, const DecodeParams& params, int threads,
-                   int shared_bytes, cudaStream_t stream) {
-  SNAPMLA_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+template <auto kKernel, int kThreads, int kSharedBytes, class Args>
+void launch_decode(const Args& args, const DecodeParams& params, cudaStream_t stream) {
+  allow_shared_memory<kKernel, kSharedBytes>();
   const dim3 grid(static_cast<unsigned>(params.plan.shape.num_workers * args.tiles));
-  launch_overlapped(kernel, grid, static_cast<unsigned>(threads), static_cast<std::size_t>(shared_bytes),
-                    stream, args, make_maps(params));
+  launch_overlapped(kKernel, grid, kThreads, kSharedBytes, stream, args, make_maps(params));
 }
 
 }  // namespace snapmla::cuda_ops

@@ -11,11 +11,27 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
+#include <atomic>
 #include <cstddef>
 
 #include "core/check.h"
 
 namespace snapmla::cuda_ops {
+
+/// Lets a kernel have kBytes of dynamic shared memory on the current device: more than 48 KB, static shared memory
+/// included, must be asked for. That costs the host time, so each device is asked once, and its cudaDeviceReset is not
+/// survived.
+template <auto kKernel, int kBytes>
+void allow_shared_memory() {
+  constexpr int kMaxDevices = 64;  // further ones are asked each time
+  static std::array<std::atomic<bool>, kMaxDevices> allowed{};
+  int device = 0;
+  SNAPMLA_CUDA(cudaGetDevice(&device));
+  if (device < kMaxDevices && allowed[static_cast<std::size_t>(device)]) return;
+  SNAPMLA_CUDA(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  if (device < kMaxDevices) allowed[static_cast<std::size_t>(device)] = true;
+}
 
 template <class... Params>
 void launch_overlapped(void (*kernel)(Params...), dim3 grid, unsigned threads, std::size_t shared_bytes,

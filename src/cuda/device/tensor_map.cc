@@ -35,6 +35,14 @@ EncodeTiled find_encode_tiled() {
   return reinterpret_cast<EncodeTiled>(entry);
 }
 
+/// The runtime makes a device's context current in a thread when the thread first needs it; the driver, which is
+/// called here ahead of any launch, takes none that is not.
+void bind_device() {
+  int device = 0;
+  SNAPMLA_CUDA(cudaGetDevice(&device));
+  SNAPMLA_CUDA(cudaSetDevice(device));
+}
+
 /// [blocks][rows][row_elements] with strides in bytes, in boxes of 128 bytes x box_rows rows x 1 block.
 struct Planes {
   const void* data;
@@ -59,11 +67,19 @@ CUtensorMap make_map(const Planes& planes) {
   const std::array<cuuint32_t, 3> box{static_cast<cuuint32_t>(kBoxBytes / element_bytes),
                                       static_cast<cuuint32_t>(planes.box_rows), 1};
   const std::array<cuuint32_t, 3> step{1, 1, 1};
-  const CUresult status = encode_tiled(
-      &map, planes.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8,
-      3, const_cast<void*>(planes.data),  // the map only ever reads, but the driver's interface is not const
-      extent.data(), stride_bytes.data(), box.data(), step.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto encode = [&] {
+    return encode_tiled(
+        &map, planes.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        3,
+        const_cast<void*>(planes.data),  // the map only ever reads, but the driver's interface is not const
+        extent.data(), stride_bytes.data(), box.data(), step.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult status = encode();
+  if (status == CUDA_ERROR_INVALID_CONTEXT) {
+    bind_device();
+    status = encode();
+  }
   if (status != CUDA_SUCCESS)
     fail(ErrorCode::kDevice, "cuda", "cuTensorMapEncodeTiled failed with CUresult ", static_cast<int>(status),
          " for ", planes.blocks, " x ", planes.rows, " rows of stride ", planes.row_stride, ", block stride ",
