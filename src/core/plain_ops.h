@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "core/random_fill.h"
 #include "snapmla/backend.h"
 #include "snapmla/tensor.h"
 
@@ -72,6 +73,10 @@ inline constexpr std::int64_t kSampleRowBytes = sizeof(SampleRow);
 class PlainOps {
  public:
   virtual ~PlainOps() = default;
+
+  /// out[i] = number fill.first + i of the stream fill.seed (core/random_fill.h), rounded to out's type.   out
+  /// bf16 or f32, dense, i counting its elements in row-major order. The same bits on every backend.
+  virtual void fill_random(const TensorView& out, const RandomFill& fill, Stream) const = 0;
 
   /// out[i] = table[token[i]].   token [n] int32, table [vocab, hidden] bf16, out [n, hidden] bf16.
   virtual void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,

@@ -8,20 +8,13 @@
 
 #include "core/check.h"
 #include "core/host_device.h"
+#include "core/mix_bits.h"
 
 namespace snapmla {
 
-/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves every output bit.
-SNAPMLA_HOST_DEVICE inline std::uint64_t mix_bits(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
-
 /// Uniform in [0, 1), 53 bits, a pure function of its arguments.
 SNAPMLA_HOST_DEVICE inline double uniform_at(std::uint64_t seed, std::uint64_t position) {
-  constexpr std::uint64_t kGolden = 0x9e3779b97f4a7c15ULL;
-  const std::uint64_t bits = mix_bits(mix_bits(seed + kGolden) + (position + 1) * kGolden);
+  const std::uint64_t bits = mix_bits(mix_bits(seed + kGoldenGamma) + (position + 1) * kGoldenGamma);
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 

@@ -41,6 +41,9 @@ void experts(const ExpertsParams& params, cudaStream_t stream);
 // prefill.cu
 void prefill_attention(const PrefillAttentionParams& params, cudaStream_t stream);
 
+// fill_random.cu
+void fill_random(const TensorView& out, const RandomFill& fill, cudaStream_t stream);
+
 // sample.cu
 void sample(const ConstTensorView& logits, const ConstTensorView& rows, const TensorView& token,
             const TensorView& logprob, cudaStream_t stream);

@@ -35,8 +35,34 @@ void embed_rows(const ConstTensorView& token, const ConstTensorView& table, cons
   }
 }
 
+template <class Store>
+void fill_elements(std::int64_t count, const RandomFill& fill, const Store& store) {
+  const float factor = random_factor(fill.deviation);
+  constexpr std::int64_t kRun = 4096;
+  parallel_for((count + kRun - 1) / kRun, 1, [&](std::int64_t run) {
+    const std::int64_t end = std::min(count, (run + 1) * kRun);
+    for (std::int64_t i = run * kRun; i < end; ++i) {
+      store(i, random_number(fill.seed, fill.first + static_cast<std::uint64_t>(i), factor));
+    }
+  });
+}
+
+void fill_random_view(const TensorView& out, const RandomFill& fill) {
+  SNAPMLA_ASSERT(out.is_contiguous() && (out.dtype() == DType::kBF16 || out.dtype() == DType::kF32));
+  const std::int64_t count = out.num_elements();
+  if (out.dtype() == DType::kF32) {
+    fill_elements(count, fill, [&](std::int64_t i, float x) { out.as<float>()[i] = x; });
+  } else {
+    fill_elements(count, fill, [&](std::int64_t i, float x) { out.as<Bf16>()[i] = to_bf16(x); });
+  }
+}
+
 class ReferencePlainOps final : public PlainOps {
  public:
+  void fill_random(const TensorView& out, const RandomFill& fill, Stream /*stream*/) const override {
+    fill_random_view(out, fill);
+  }
+
   void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,
              Stream /*stream*/) const override {
     embed_rows(token, table, out);

@@ -1,14 +1,17 @@
-// The row-wise plain ops: embedding, norm, RoPE, silu_mul and add, with strides, in batches and alone.
+// The row-wise plain ops: random fill, embedding, norm, RoPE, silu_mul and add, with strides, in batches and alone.
 #include "core/plain_ops.h"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "core/bf16.h"
 #include "reference/norm_rope.h"
 #include "reference/ops.h"
 #include "support/random_tensors.h"
+#include "support/splitmix64.h"
 
 namespace snapmla {
 namespace {
@@ -49,6 +52,44 @@ TEST(Embed, CopiesRowsAndRefusesTokensOutsideTheTable) {
     expect_code(ErrorCode::kInvalidArgument,
                 [&] { ops().embed(token_view, table_view, rows_of(out, 3), {}); });
   }
+}
+
+// The formula of core/random_fill.h, spelled a second time.
+float number_at(std::uint64_t seed, std::uint64_t index, float deviation) {
+  const std::uint64_t bits = testing::splitmix64(seed, index);
+  int sum = -131070;
+  for (int part = 0; part < 4; ++part) sum += static_cast<int>(bits >> (16U * part) & 0xffffU);
+  return static_cast<float>(sum) * static_cast<float>(deviation / 37837.22756);
+}
+
+TEST(FillRandom, IsTheFormulaAtEveryPlace) {
+  constexpr std::int64_t kCount = 10'000;  // more than one thread's run
+  const RandomFill fill{.seed = 42, .first = 1'000'000'007'000, .deviation = 0.25F};
+  std::vector<float> f32(kCount);
+  std::vector<Bf16> bf16(kCount);
+  ops().fill_random({f32.data(), DType::kF32, {100, 100}}, fill, {});
+  ops().fill_random({bf16.data(), DType::kBF16, {kCount}}, fill, {});
+  double sum = 0;
+  double squares = 0;
+  for (std::size_t i = 0; i < kCount; ++i) {
+    ASSERT_EQ(f32[i], number_at(fill.seed, fill.first + i, fill.deviation)) << i;
+    ASSERT_EQ(bf16[i].bits, to_bf16(f32[i]).bits) << i;
+    sum += f32[i];
+    squares += static_cast<double>(f32[i]) * f32[i];
+  }
+  // Four standard errors.
+  EXPECT_NEAR(sum / kCount, 0, 4 * 0.25 / 100);
+  EXPECT_NEAR(std::sqrt(squares / kCount), 0.25, 4 * 0.25 / std::sqrt(2.0 * kCount));
+}
+
+TEST(FillRandom, ContinuesWhereAnotherEnds) {
+  std::vector<float> whole(1000);
+  std::vector<float> half(500);
+  ops().fill_random({whole.data(), DType::kF32, {1000}}, {.seed = 3, .first = 0, .deviation = 1}, {});
+  ops().fill_random({half.data(), DType::kF32, {500}}, {.seed = 3, .first = 500, .deviation = 1}, {});
+  EXPECT_TRUE(std::equal(half.begin(), half.end(), whole.begin() + 500));
+  ops().fill_random({half.data(), DType::kF32, {500}}, {.seed = 4, .first = 500, .deviation = 1}, {});
+  EXPECT_FALSE(std::equal(half.begin(), half.end(), whole.begin() + 500));
 }
 
 TEST(RmsNorm, IsTheRowFunctionOnEveryRow) {

@@ -24,6 +24,7 @@
 
 #include "core/bf16.h"
 #include "core/e4m3.h"
+#include "support/splitmix64.h"
 #include "support/temp_dir.h"
 
 namespace snapmla::testing {
@@ -36,14 +37,6 @@ struct NamedTensor {
   std::vector<float> values;            ///< exact in the type they are stored as
   std::optional<StoredAs> stored = {};  ///< in place of the file's type
 };
-
-/// The `index`-th output of a splitmix64 generator that starts at `state`.
-inline std::uint64_t splitmix64(std::uint64_t state, std::uint64_t index) {
-  std::uint64_t z = state + (index + 1) * 0x9e3779b97f4a7c15U;
-  z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9U;
-  z = (z ^ (z >> 27U)) * 0x94d049bb133111ebU;
-  return z ^ (z >> 31U);
-}
 
 inline std::uint64_t fnv1a(const std::string& text) {
   std::uint64_t hash = 0xcbf29ce484222325U;
