@@ -49,8 +49,24 @@ class Backend;
 class Tokenizer;     // src/engine/tokenizer.h
 struct ModelConfig;  // src/model/config.h
 
+/// Where weights come from.
+enum class LoadFormat : std::uint8_t {
+  kAuto,   ///< the folder's checkpoint
+  kDummy,  ///< a seeded random generator; the folder needs a config.json only. For measuring speed
+};
+
+/// A part of a model with dummy weights, to measure on one GPU what a whole model would need several for.
+struct ModelSlice {
+  int num_layers = 0;  ///< attention layers kept, leading dense ones in proportion (at least one); 0: all
+  int expert_rank =
+      0;  ///< of expert_ranks GPUs, each of which has its share of the routed experts and all else:
+  int expert_ranks = 1;  ///< every token goes to the rank's own experts, as if the load were balanced
+};
+
 struct EngineOptions {
-  std::string model_dir{};     ///< a folder in Hugging Face or Mistral layout: config, safetensors, tokenizer
+  std::string model_dir{};  ///< a folder in Hugging Face or Mistral layout: config, safetensors, tokenizer
+  LoadFormat load_format = LoadFormat::kAuto;
+  ModelSlice slice{};          ///< other than the whole only with LoadFormat::kDummy
   Backend* backend = nullptr;  ///< null: backend_by_name("auto"); must run whole models
   CacheFormat cache_format = CacheFormat::kFp8;
   ScaleRule scale_rule = ScaleRule::kPowerOfTwo;

@@ -4,21 +4,29 @@
 
 #include "engine/engine_loop.h"
 #include "model/config.h"
+#include "model/slice.h"
 
 namespace snapmla {
 
 class Engine::Impl : public EngineLoop {
  public:
   Impl(const EngineOptions& options, const ModelConfig& config, Tokenizer tokenizer)
-      : EngineLoop(options, Model::load(*options.backend, options.model_dir, config, model_limits(options)),
-                   std::move(tokenizer)) {}
+      : EngineLoop(
+            options,
+            Model::make(*options.backend, config,
+                        Model::load_weights(*options.backend, options.model_dir, config, options.load_format),
+                        model_limits(options)),
+            std::move(tokenizer)) {}
 };
 
 Engine::Engine(const EngineOptions& options) {
   // What is quick to refuse comes first: config and options, then the tokenizer, then the weights.
-  const ModelConfig config = load_config(options.model_dir);
+  const ModelConfig config = load_config(options.model_dir, options.load_format, options.slice);
   const EngineOptions completed = complete_options(options, config);
-  Tokenizer tokenizer = Tokenizer::load(options.model_dir);
+  const bool may_lack_tokenizer = options.load_format == LoadFormat::kDummy;
+  Tokenizer tokenizer = may_lack_tokenizer && !Tokenizer::is_in(options.model_dir)
+                            ? Tokenizer::none()
+                            : Tokenizer::load(options.model_dir);
   impl_ = std::make_unique<Impl>(completed, config, std::move(tokenizer));
 }
 Engine::~Engine() = default;

@@ -65,6 +65,7 @@ struct Tokenizer::Impl {
   std::vector<std::int32_t> prefix;
   std::vector<std::int32_t> suffix;
   std::unordered_map<std::string, std::int32_t> added_ids;
+  bool has_file = true;
 };
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -84,7 +85,23 @@ Tokenizer Tokenizer::load(const std::string& dir) {
   return Tokenizer(std::make_unique<Impl>(read_tekken_file(path), path));
 }
 
+bool Tokenizer::is_in(const std::string& dir) {
+  return file_exists(dir + "/tokenizer.json") || file_exists(dir + "/tiktoken.model") ||
+         file_exists(dir + "/tekken.json");
+}
+
+Tokenizer Tokenizer::none() {
+  auto impl = std::make_unique<Impl>(TokenizerFile{}, "");
+  impl->table.clear();
+  impl->has_file = false;
+  return Tokenizer(std::move(impl));
+}
+
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool add_special) const {
+  if (!impl_->has_file) {
+    fail(ErrorCode::kUnsupported, "tokenizer",
+         "text needs a tokenizer, and the model's folder has none; give prompts as token ids");
+  }
   const std::string clean = replace_invalid_utf8(text);
   std::int64_t steps_left = Regex::step_budget(clean.size());
   std::vector<std::int32_t> ids;

@@ -18,6 +18,13 @@ class Tokenizer {
   /// wrong type, a merge whose parts are not in the vocabulary), kUnsupported (a model other than byte-level
   /// BPE, a pre-tokenizer or normalizer this version does not know: the text names it).
   static Tokenizer load(const std::string& dir);
+
+  /// Whether <dir> has one of these files.
+  static bool is_in(const std::string& dir);
+
+  /// For a folder without a tokenizer (LoadFormat::kDummy): encode() throws Error(kUnsupported), and no id is in
+  /// its vocabulary, which is empty.
+  static Tokenizer none();
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;

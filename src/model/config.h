@@ -74,6 +74,7 @@ struct ModelConfig {
 
   int intermediate = 0;      ///< dense FFN width
   int num_experts = 0;       ///< routed experts; 0: every layer is dense
+  int first_expert = 0;      ///< of an expert-parallel slice (slice.h): what its first is in the whole model
   int num_zero_experts = 0;  ///< routed to like the others, but what they give is their input
   int top_k = 0;
   int num_shared_experts = 0;

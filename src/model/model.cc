@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "model/dummy_weights.h"
 #include "model/forward.h"
 #include "model/state.h"
 #include "model/weights.h"
@@ -18,7 +19,7 @@ void check_limits(const ModelLimits& limits, const ModelConfig& config) {
   const int longest = std::min(config.max_position, kMaxSeqLen);
   SNAPMLA_REQUIRE(limits.max_batch >= 1 && limits.max_batch <= kMaxBatch, "model", "max_batch must be 1 to ",
                   kMaxBatch, "; got ", limits.max_batch);
-  SNAPMLA_REQUIRE(limits.max_chunk >= 1 && limits.max_chunk <= kMaxChunk, "model", "max_chunk must be 1 to ",
+  SNAPMLA_REQUIRE(limits.max_chunk >= 0 && limits.max_chunk <= kMaxChunk, "model", "max_chunk must be 0 to ",
                   kMaxChunk, "; got ", limits.max_chunk);
   SNAPMLA_REQUIRE(limits.max_seq_len >= 1 && limits.max_seq_len <= longest, "model",
                   "max_seq_len must be 1 to the model's max_position_embeddings, ", longest, "; got ",
@@ -27,17 +28,18 @@ void check_limits(const ModelLimits& limits, const ModelConfig& config) {
 
 class MlaModel final : public Model {
  public:
-  MlaModel(Backend& backend, ModelConfig config, const ModelLimits& limits, ModelWeights weights)
+  MlaModel(Backend& backend, ModelConfig config, const ModelLimits& limits,
+           std::shared_ptr<const ModelWeights> weights)
       : config_(std::move(config)),
         limits_(limits),
         weights_(std::move(weights)),
         state_(backend, config_, limits_),
-        forward_(backend, config_, limits_, weights_, state_) {}
+        forward_(backend, config_, limits_, *weights_, state_) {}
 
   [[nodiscard]] const ModelConfig& config() const override { return config_; }
   [[nodiscard]] const ModelLimits& limits() const override { return limits_; }
-  [[nodiscard]] std::int64_t num_parameters() const override { return weights_.num_parameters; }
-  [[nodiscard]] std::int64_t weight_bytes() const override { return weights_.bytes; }
+  [[nodiscard]] std::int64_t num_parameters() const override { return weights_->num_parameters; }
+  [[nodiscard]] std::int64_t weight_bytes() const override { return weights_->bytes; }
   [[nodiscard]] TensorView logits() const override { return state_.logits; }
 
   void prefill(const PrefillChunk& chunk, const std::vector<CacheView>& cache, bool want_logits,
@@ -53,13 +55,13 @@ class MlaModel final : public Model {
 
  private:
   void check_layers(const std::vector<CacheView>& cache) const {
-    SNAPMLA_REQUIRE(cache.size() == weights_.layers.size(), "model", "cache must have a view for each of ",
-                    weights_.layers.size(), " layers; got ", cache.size());
+    SNAPMLA_REQUIRE(cache.size() == weights_->layers.size(), "model", "cache must have a view for each of ",
+                    weights_->layers.size(), " layers; got ", cache.size());
   }
 
   ModelConfig config_;
   ModelLimits limits_;
-  ModelWeights weights_;
+  std::shared_ptr<const ModelWeights> weights_;
   ModelState state_;
   Forward forward_;
 };
@@ -72,9 +74,21 @@ std::unique_ptr<Model> Model::load(Backend& backend, const std::string& dir, con
 
 std::unique_ptr<Model> Model::load(Backend& backend, const std::string& dir, const ModelConfig& config,
                                    const ModelLimits& limits) {
+  check_limits(limits, config);  // before the weights: they take long
+  return make(backend, config, load_weights(backend, dir, config, LoadFormat::kAuto), limits);
+}
+
+std::shared_ptr<const ModelWeights> Model::load_weights(Backend& backend, const std::string& dir,
+                                                        const ModelConfig& config, LoadFormat format) {
+  return std::make_shared<const ModelWeights>(format == LoadFormat::kDummy
+                                                  ? make_dummy_weights(backend, config)
+                                                  : snapmla::load_weights(backend, Checkpoint(dir), config));
+}
+
+std::unique_ptr<Model> Model::make(Backend& backend, const ModelConfig& config,
+                                   std::shared_ptr<const ModelWeights> weights, const ModelLimits& limits) {
   check_limits(limits, config);
-  const Checkpoint checkpoint(dir);
-  return std::make_unique<MlaModel>(backend, config, limits, load_weights(backend, checkpoint, config));
+  return std::make_unique<MlaModel>(backend, config, limits, std::move(weights));
 }
 
 }  // namespace snapmla

@@ -12,13 +12,16 @@
 
 #include "model/config.h"
 #include "snapmla/backend.h"
+#include "snapmla/engine.h"
 
 namespace snapmla {
+
+struct ModelWeights;  // weights.h
 
 /// What a Model can be asked to hold at once; all buffers are allocated from it, none later.
 struct ModelLimits {
   int max_batch = 1;    ///< requests in a decode call
-  int max_chunk = 512;  ///< tokens in a prefill call
+  int max_chunk = 512;  ///< tokens in a prefill call; 0: there are none, nor the buffers they need
   int max_seq_len = 4096;
   CacheFormat cache_format = CacheFormat::kFp8;
   ScaleRule scale_rule = ScaleRule::kPowerOfTwo;
@@ -49,6 +52,14 @@ class Model {
   /// As above with a config of the caller's in place of the folder's config.json.
   static std::unique_ptr<Model> load(Backend& backend, const std::string& dir, const ModelConfig& config,
                                      const ModelLimits& limits);
+
+  // The two parts of the above, for models that share their weights and differ in their limits.
+
+  /// Weights of the folder's checkpoint, or dummy ones (dummy_weights.h) that the folder has no part in.
+  static std::shared_ptr<const ModelWeights> load_weights(Backend& backend, const std::string& dir,
+                                                          const ModelConfig& config, LoadFormat format);
+  static std::unique_ptr<Model> make(Backend& backend, const ModelConfig& config,
+                                     std::shared_ptr<const ModelWeights> weights, const ModelLimits& limits);
   virtual ~Model() = default;
 
   [[nodiscard]] virtual const ModelConfig& config() const = 0;

@@ -88,10 +88,12 @@ ModelState::ModelState(Backend& backend, const ModelConfig& config, const ModelL
              {backend.plain_ops().experts_workspace_bytes(static_cast<int>(rows), config.top_k, config.hidden,
                                                           config.moe_intermediate, config.num_experts)});
   }
-  latent = make(DType::kBF16, {limits.max_seq_len, kLatentDim});
-  rope = make(DType::kBF16, {limits.max_seq_len, kRopeDim});
-  k_nope = make(DType::kBF16, {limits.max_seq_len, config.heads, config.nope_dim});
-  v = make(DType::kBF16, {limits.max_seq_len, config.heads, config.v_dim});
+  if (limits.max_chunk > 0) {
+    latent = make(DType::kBF16, {limits.max_seq_len, kLatentDim});
+    rope = make(DType::kBF16, {limits.max_seq_len, kRopeDim});
+    k_nope = make(DType::kBF16, {limits.max_seq_len, config.heads, config.nope_dim});
+    v = make(DType::kBF16, {limits.max_seq_len, config.heads, config.v_dim});
+  }
   make_decode_buffers(config);
 
   cos_sin = make(rope_table(config, limits.max_seq_len), {limits.max_seq_len, kRopeDim});

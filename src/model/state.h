@@ -57,7 +57,7 @@ class ModelState {
   TensorView expert_out{};     ///< [hidden]
   TensorView expert_workspace{};
 
-  // Prefill: what the cache returns, and the keys and values made of it.
+  // Prefill, where max_chunk is not 0: what the cache returns, and the keys and values made of it.
   TensorView latent{};  ///< [max_seq_len, 512]
   TensorView rope{};    ///< [max_seq_len, 64]
   TensorView k_nope{};  ///< [max_seq_len, heads, nope]
