@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <limits>
 
@@ -62,6 +63,21 @@ std::string two_columns(const std::string& left, const std::string& text) {
     at = end + 1;
   }
   return out + "\n";
+}
+
+/// "r/n" with 0 <= r < n <= 4096.
+CLI::Validator rank_of_ranks() {
+  return {[](const std::string& text) -> std::string {
+            constexpr int kMostRanks = 4096;
+            int rank = -1;
+            int ranks = 0;
+            int length = 0;
+            const bool read = std::sscanf(text.c_str(), "%4d/%4d%n", &rank, &ranks, &length) == 2 &&
+                              length == static_cast<int>(text.size());
+            if (read && rank >= 0 && rank < ranks && ranks <= kMostRanks) return {};
+            return fmt::format("must be a rank and the number of ranks, as 0/32; got '{}'", text);
+          },
+          "", ""};
 }
 
 }  // namespace
@@ -128,6 +144,42 @@ void add_engine_options(CLI::App& app, CommonOptions& options) {
       ->capture_default_str();
 }
 
+void add_load_options(CLI::App& app, CommonOptions& options) {
+  app.add_option(
+         "--load-format", options.load_format,
+         "weights: auto (the folder's) or dummy (random, for a folder with a config.json only, as those in "
+         "models/configs)")
+      ->check(CLI::IsMember({"auto", "dummy"}))
+      ->option_text("FORMAT")
+      ->capture_default_str();
+  app.add_option("--num-layers", options.num_layers,
+                 "keep so many layers of a dummy model, its leading dense ones in proportion, at least one "
+                 "(default: all)")
+      ->transform(human_size(1))
+      ->option_text("N");
+  app.add_option(
+         "--expert-parallel-slice", options.expert_parallel_slice,
+         "of a dummy model, what GPU r of n holds in expert parallelism: 1/n of the routed experts and all "
+         "else; each token chooses among them, which is a rank's load when all n decode such a batch. "
+         "Communication between the n is not part of it")
+      ->check(rank_of_ranks())
+      ->option_text("R/N")
+      ->capture_default_str();
+}
+
+void add_memory_options(CLI::App& app, CommonOptions& options) {
+  app.add_option("--gpu-memory-utilization", options.gpu_memory_utilization,
+                 "share of the device memory free at the start that weights, buffers and cache may take")
+      ->check(finite_number(0, false, 1))
+      ->option_text("X")
+      ->capture_default_str();
+  app.add_option("--kv-cache-memory-bytes", options.kv_cache_memory_bytes,
+                 "bytes for the cache alone, as 20G, whatever the share (default: what the share leaves)")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::PositiveNumber)
+      ->option_text("BYTES");
+}
+
 void add_size_options(CLI::App& app, CommonOptions& options) {
   app.add_option("--max-model-len", options.max_model_len,
                  "prompt and generated tokens of a request at most, as 4096 or 4k (default: the model's own)")
@@ -147,6 +199,10 @@ void add_scheduler_options(CLI::App& app, CommonOptions& options) {
       ->option_text("N")
       ->capture_default_str();
   add_chunk_option(app, options);
+  add_prefix_caching_option(app, options);
+}
+
+void add_prefix_caching_option(CLI::App& app, CommonOptions& options) {
   app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", options.enable_prefix_caching,
                "share the cache pages of prompts that begin alike; changes speed, never results")
       ->default_str("true");

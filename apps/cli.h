@@ -29,10 +29,14 @@ Command add_inspect(CLI::App& program);
 Command add_doctor(CLI::App& program);
 
 void add_model_option(CLI::App& app, CommonOptions& options);
+void add_load_options(CLI::App& app,
+                      CommonOptions& options);  ///< dummy weights, and a part of a model with them
 void add_engine_options(CLI::App& app, CommonOptions& options);  ///< backend, scale rule
 void add_size_options(CLI::App& app, CommonOptions& options);    ///< longest request, pages
+void add_memory_options(CLI::App& app, CommonOptions& options);  ///< what the cache may take
 /// Requests together, prompt tokens a step, prefix caching.
 void add_scheduler_options(CLI::App& app, CommonOptions& options);
+void add_prefix_caching_option(CLI::App& app, CommonOptions& options);
 /// Prompt tokens a step: what one request alone can use of them.
 void add_chunk_option(CLI::App& app, CommonOptions& options);
 void add_output_options(CLI::App& app, CommonOptions& options);  ///< json, color, log level, threads

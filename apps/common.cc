@@ -60,9 +60,22 @@ ScaleRule parse_scale_rule(std::string_view name) {
   return name == "amax" ? ScaleRule::kAmax : ScaleRule::kPowerOfTwo;
 }
 
+LoadFormat parse_load_format(std::string_view name) {
+  return name == "dummy" ? LoadFormat::kDummy : LoadFormat::kAuto;
+}
+
+ModelSlice model_slice(const CommonOptions& options) {
+  const std::string& ranks = options.expert_parallel_slice;
+  return {.num_layers = options.num_layers,
+          .expert_rank = std::stoi(ranks),
+          .expert_ranks = std::stoi(ranks.substr(ranks.find('/') + 1))};
+}
+
 EngineOptions engine_options(const CommonOptions& options, CacheFormat format) {
   EngineOptions engine{};
   engine.model_dir = find_model(options.model);
+  engine.load_format = parse_load_format(options.load_format);
+  engine.slice = model_slice(options);
   engine.backend = &backend_by_name(options.backend);
   engine.cache_format = format;
   engine.scale_rule = parse_scale_rule(options.scale_rule);

@@ -14,10 +14,15 @@ inline constexpr double kGibBytes = 1024.0 * 1024 * 1024;
 /// Options that most commands share.
 struct CommonOptions {
   std::string model;  ///< as given; empty: the bundled one
+  std::string load_format = "auto";
+  int num_layers = 0;
+  std::string expert_parallel_slice = "0/1";
   std::string backend = "auto";
   std::string scale_rule = "pow2";
   int max_model_len = 0;
   std::int64_t num_pages = 0;
+  double gpu_memory_utilization = 0.9;
+  std::int64_t kv_cache_memory_bytes = 0;
   int max_num_seqs = 8;
   int max_num_batched_tokens = 512;
   bool enable_prefix_caching = true;
@@ -35,6 +40,9 @@ std::string find_model(const std::string& given);
 std::string base_name(const std::string& path);
 
 ScaleRule parse_scale_rule(std::string_view name);
+LoadFormat parse_load_format(std::string_view name);
+/// The part of the model that the options name. "r/n" is checked already.
+ModelSlice model_slice(const CommonOptions& options);
 
 /// Engine options from the common ones; throws where the backend cannot run.
 EngineOptions engine_options(const CommonOptions& options, CacheFormat format);

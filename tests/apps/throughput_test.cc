@@ -23,11 +23,14 @@ class BenchThroughput : public ::testing::Test {
     return run_program({.args = std::move(args), .environment = std::move(environment)});
   }
 
+  /// The one result there is.
   nlohmann::json figures(std::vector<std::string> args, std::vector<std::string> environment = {}) {
     const ProgramResult result = run(std::move(args), std::move(environment));
     EXPECT_EQ(result.exit_code, 0) << result.err;
     EXPECT_THAT(result.out, AllOf(HasSubstr("requests/s"), HasSubstr("found in the prefix cache")));
-    return nlohmann::json::parse(read_file(json_));
+    const nlohmann::json document = nlohmann::json::parse(read_file(json_));
+    EXPECT_EQ(document.at("results").size(), 1U);
+    return document.at("results").at(0);
   }
 
   TempDir folder_;
@@ -43,8 +46,12 @@ TEST_F(BenchThroughput, CountsWhatTheEngineDid) {
   EXPECT_EQ(shared.at("prefix_cache_tokens"), 500);
   EXPECT_EQ(shared.at("prefilled_tokens"), 160);
   EXPECT_EQ(shared.at("max_num_seqs"), 8);
-  EXPECT_GT(shared.at("generated_tokens_per_second"), 0);
-  EXPECT_LE(shared.at("first_token_seconds_p50"), shared.at("first_token_seconds_p99"));
+  EXPECT_GT(shared.at("tokens_per_s"), 0);
+  for (const std::string name : {"ttft_ms", "tpot_ms"}) {
+    EXPECT_GT(shared.at(name + "_mean"), 0);
+    EXPECT_LE(shared.at(name + "_p50"), shared.at(name + "_p99"));
+  }
+  EXPECT_EQ(shared.at("prefill"), "real");
 
   std::vector<std::string> alone = load;
   alone.insert(alone.end(),
@@ -63,7 +70,7 @@ TEST_F(BenchThroughput, GetsThroughWithAPoolFarTooSmall) {
   EXPECT_EQ(json.at("generated_tokens"), 900);
   EXPECT_GT(json.at("preemptions"), 0);
   EXPECT_GT(json.at("replayed_tokens"), 0);
-  EXPECT_EQ(json.at("kv_cache_dtype"), "bf16");
+  EXPECT_EQ(json.at("kv_dtype"), "bf16");
 }
 
 TEST_F(BenchThroughput, RefusesWhatCannotRun) {
@@ -74,7 +81,8 @@ TEST_F(BenchThroughput, RefusesWhatCannotRun) {
                     HasSubstr("got 5064")));
   result = run({"--num-pages", "2"});
   EXPECT_EQ(result.exit_code, 1);
-  EXPECT_THAT(result.err, HasSubstr("cache of 2 pages"));
+  EXPECT_THAT(result.out, HasSubstr("skipped: [submit] a request must fit in the cache of 2 pages"));
+  EXPECT_THAT(result.err, HasSubstr("[bench] nothing was measured"));
   EXPECT_EQ(run({"--num-prompts", "0"}).exit_code, 2);
   EXPECT_EQ(run({"--max-num-seqs", "0"}).exit_code, 2);
   EXPECT_EQ(run({"--max-num-batched-tokens", "-1"}).exit_code, 2);
