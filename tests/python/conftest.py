@@ -1,9 +1,14 @@
 """Every test that takes `device` runs on the CPU and, where a Hopper GPU is, on CUDA; else it says why not."""
 
+import os
+
 import pytest
 import torch
 
-import snapmla  # noqa: F401  (loads the ops)
+# The problems are small: a few threads of the CPU backend do each in no time, all of a large host's would wait for each other.
+os.environ.setdefault("SNAPMLA_NUM_THREADS", "4")
+
+import snapmla  # noqa: E402, F401  (loads the ops)
 
 # The expected results are many small fp64 products: one thread does each in microseconds, several wait for each other.
 torch.set_num_threads(1)

@@ -31,33 +31,30 @@ def make(device, batch, s, tokens, heads, varying, empty=False, seed=0):
     small = lambda *shape: (torch.randn(*shape, generator=there, device=device) / 10).clamp(-1, 1).bfloat16()
     q, pages = small(batch, s, heads, TOKEN), small(max(1, batch * width), PAGE, 1, TOKEN)
     pages += torch.linspace(-0.1, 0.1, TOKEN, device=device).bfloat16()  # a mean: errors of accumulation show
-    for row, length in zip(table, lens.tolist()):
-        used = -(-length // PAGE)
-        pages[row[used:].long().to(device)] = torch.nan
-        if length % PAGE:
-            pages[int(row[used - 1]), length % PAGE :] = torch.nan
-        row[used:] = OUT_OF_RANGE
-    return q, pages, table.to(device), lens.to(device)
+    table, lens = table.to(device), lens.to(device)
+    unused = torch.arange(width * PAGE, device=device) >= lens[:, None]
+    unused_slots = torch.ones(len(pages), PAGE, dtype=torch.bool, device=device)
+    unused_slots[table.flatten().long()] = unused.view(batch * width, PAGE)
+    pages.masked_fill_(unused_slots[..., None, None], torch.nan)
+    table.masked_fill_(unused[:, ::PAGE], OUT_OF_RANGE)
+    return q, pages, table, lens
 
 
 def attention(q, pages, table, lens, causal, scale):
-    """fp64, a request at a time, on the device of q; rows without tokens give 0 and +inf."""
+    """fp64, on the device of q, all requests at once; rows without tokens give 0 and +inf."""
     batch, s, heads, _ = q.shape
-    q, pages, table = q.double(), pages.flatten(2), table.long()
-    out = torch.zeros(batch, s, heads, 512, dtype=torch.float64, device=q.device)
-    lse = torch.full((batch, heads, s), torch.inf, dtype=torch.float64, device=q.device)
-    for b, length in enumerate(lens.tolist()):
-        keys = pages[table[b, : -(-length // PAGE)]].flatten(0, 1)[:length].double()
-        first = max(0, s - length) if causal else 0  # query that sees a token
-        if length == 0 or first == s:
-            continue
-        logits = scale * (q[b, first:] @ keys.T)
-        if causal:
-            last = length - s + torch.arange(first, s, device=q.device)
-            logits.masked_fill_(torch.arange(length, device=q.device) > last[:, None, None], -torch.inf)
-        lse[b, :, first:] = logits.logsumexp(-1).T
-        out[b, first:] = torch.softmax(logits, -1) @ keys[:, :512]
-    return out, lse
+    longest = int(lens.max())
+    token = torch.arange(longest, device=q.device)
+    keys = pages.flatten(2)[table.where(table != OUT_OF_RANGE, 0).long()].flatten(1, 2)[:, :longest]
+    keys = keys.masked_fill((token >= lens[:, None])[..., None], 0).double()
+    last = lens[:, None] - s + torch.arange(s, device=q.device) if causal else lens[:, None].expand(-1, s) - 1
+    hidden = (token > last[..., None])[:, :, None]  # [batch, s, 1, longest]
+    logits = scale * (q.double().flatten(1, 2) @ keys.mT).view(batch, s, heads, longest)
+    logits.masked_fill_(hidden, -torch.inf)
+    lse = logits.logsumexp(-1)
+    weights = logits.sub_(lse[..., None]).exp_().masked_fill_(hidden, 0)  # a row of -inf alone is NaN until here
+    out = (weights.flatten(1, 2) @ keys[..., :512]).view(batch, s, heads, 512)
+    return out, lse.masked_fill(lse == -torch.inf, torch.inf).transpose(1, 2)
 
 
 def close(got, want, absolute, relative):

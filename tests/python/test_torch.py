@@ -1,6 +1,10 @@
 """What torch asks of ops: schemas, fake kernels, torch.compile, graphs, threads, streams, and memory that stays."""
 
+import os
+import shutil
+import sysconfig
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +83,9 @@ def step_out(out, lse, *arguments):
     return out.float() + 1, lse
 
 
+@pytest.mark.skipif(
+    not (shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_paths()["include"], "Python.h").exists()),
+    reason="torch.compile needs a C++ compiler and Python.h")
 @pytest.mark.parametrize("into_out", [False, True])
 @pytest.mark.parametrize("layout", ["records", "planes"])
 def test_compile(device, layout, into_out):
