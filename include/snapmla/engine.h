@@ -13,7 +13,7 @@
 // Prompts that begin alike share pages (enable_prefix_caching). Pages of prompts stay in the pool after their
 // request until the room is needed, the longest unused given up first; no other memory is taken for them.
 //
-// What a request gets depends on itself alone, bit for bit on the reference backend: not on its batch, its
+// What a request gets depends on itself alone, bit for bit on the reference backend and with `deterministic`: not on its batch, its
 // wait, prefill_chunk, the number of pages, preemption, or what is found in the prefix cache. Only pages of
 // prompts are shared, prefill attends to what the cache returns, and generated tokens are replayed as decode
 // steps (tests/engine/engine_test.cc).
@@ -78,6 +78,9 @@ struct EngineOptions {
   int prefill_chunk = 512;     ///< prompt tokens a step at most, at least 1; they come beside the decoding of
                                ///< all other requests, so a small chunk keeps their tokens coming
   bool enable_prefix_caching = true;  ///< share the pages of prompts that begin alike
+  bool deterministic =
+      false;  ///< what a request gets depends on itself alone, bit for bit, on any backend; costs speed on
+              ///< cuda(), where else the order of fp32 sums depends on the batch. reference() always is
 };
 
 struct SamplingParams {

@@ -4,7 +4,8 @@
 //
 // Number rule, the same on every backend: activations and weights are bf16, sums are fp32, each op rounds its
 // result to bf16 once. A row of a result depends on that row of the input alone, bit for bit, whatever else
-// is in the call: that is what makes a request's text independent of its batch and of prefill chunks.
+// is in the call: that is what makes a request's text independent of its batch and of prefill chunks. One exception: how linear
+// and head_linear sum may depend on the number of rows, unless the ops come from deterministic().
 #pragma once
 
 #include <cstdint>
@@ -77,6 +78,10 @@ class PlainOps {
   /// out[i] = number fill.first + i of the stream fill.seed (core/random_fill.h), rounded to out's type.   out
   /// bf16 or f32, dense, i counting its elements in row-major order. The same bits on every backend.
   virtual void fill_random(const TensorView& out, const RandomFill& fill, Stream) const = 0;
+
+  /// The same ops without the exception below: a row of a result depends on that row of the input alone, bit for bit. On a backend
+  /// whose ops are so anyway, these ops themselves.
+  [[nodiscard]] virtual const PlainOps& deterministic() const = 0;
 
   /// out[i] = table[token[i]].   token [n] int32, table [vocab, hidden] bf16, out [n, hidden] bf16.
   virtual void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,

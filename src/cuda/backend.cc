@@ -8,16 +8,12 @@
 
 #include "core/check.h"
 #include "core/plan_rule.h"
+#include "cuda/cublas_lt.h"
+#include "cuda/linear.h"
 #include "cuda/ops.h"
-#include "snapmla/version.h"
 
 namespace snapmla {
 namespace {
-
-constexpr const char* kNoModels = "the cuda backend of version " SNAPMLA_VERSION
-                                  " has the attention ops only; the plain ops of a model (matrix products, "
-                                  "norms, experts, prefill attention, "
-                                  "sampling) run on the reference backend";
 
 // Hopper: the kernels are built for sm_90a, and code for an "a" architecture runs on no other.
 constexpr int kMajor = 9;
@@ -90,7 +86,7 @@ class CudaBackend final : public Backend {
   }
   [[nodiscard]] Support supported() const override { return support(); }
   [[nodiscard]] Support supports_models() const override {
-    return {.ok = false, .reason = support().ok ? kNoModels : support().reason};
+    return support().ok ? cuda_ops::cublas_lt_support() : support();
   }
   [[nodiscard]] int num_workers(int rows) const override {
     require_device();
@@ -139,7 +135,9 @@ class CudaBackend final : public Backend {
     return {.handle = stream};
   }
   void destroy_stream(Stream stream) noexcept override {
-    if (stream.handle != nullptr) (void)cudaStreamDestroy(stream_of(stream));
+    if (stream.handle == nullptr) return;
+    cuda_ops::forget_stream(stream_of(stream));
+    (void)cudaStreamDestroy(stream_of(stream));
   }
   void synchronize(Stream stream) override {
     require_device();
@@ -196,7 +194,9 @@ class CudaBackend final : public Backend {
   }
 
   [[nodiscard]] const PlainOps& plain_ops() const override {
-    fail(ErrorCode::kUnsupported, "cuda", supports_models().reason);
+    if (const Support models = supports_models(); !models.ok)
+      fail(ErrorCode::kUnsupported, "cuda", models.reason);
+    return cuda_ops::plain_ops();
   }
 
   std::int64_t do_decode_workspace_bytes(const PlanShape& shape, int s, int heads) const override {

@@ -21,7 +21,14 @@
 
 #include "snapmla/attention.h"
 
+namespace snapmla {
+class PlainOps;
+}
+
 namespace snapmla::cuda_ops {
+
+/// The plain ops (plain_ops.h); they need cuBLASLt (cublas_lt.h).
+const PlainOps& plain_ops();
 
 /// Query rows a CTA of a decode kernel takes: the M of a warpgroup product.
 inline constexpr int kTileRows = 64;

@@ -81,6 +81,7 @@ EngineOptions complete_options(const EngineOptions& options, const ModelConfig& 
     fail(ErrorCode::kUnsupported, "engine", "the ", result.backend->name(),
          " backend cannot run a whole model: ", support.reason);
   }
+  if (result.backend->name() == reference().name()) result.deterministic = true;
   if (result.max_seq_len == 0) result.max_seq_len = config.max_position;
   if (result.num_pages == 0) {
     const int usual = std::min(result.max_seq_len, kDefaultRequestTokens);
@@ -94,7 +95,8 @@ ModelLimits model_limits(const EngineOptions& options) {
           .max_chunk = std::min(options.prefill_chunk, options.max_seq_len),
           .max_seq_len = options.max_seq_len,
           .cache_format = options.cache_format,
-          .scale_rule = options.scale_rule};
+          .scale_rule = options.scale_rule,
+          .deterministic = options.deterministic};
 }
 
 EngineLoop::EngineLoop(const EngineOptions& options, std::unique_ptr<Model> model, Tokenizer tokenizer)

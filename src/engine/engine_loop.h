@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/device_buffer.h"
+#include "core/owned_stream.h"
 #include "engine/sampling.h"
 #include "engine/scheduler.h"
 #include "engine/text_stream.h"
@@ -28,20 +29,6 @@ namespace snapmla {
 
 /// What the model must be able to hold for these (completed) options.
 [[nodiscard]] ModelLimits model_limits(const EngineOptions& options);
-
-/// A stream that ends with its owner.
-class OwnedStream {
- public:
-  explicit OwnedStream(Backend& backend) : backend_(&backend), stream_(backend.create_stream()) {}
-  ~OwnedStream() { backend_->destroy_stream(stream_); }
-  OwnedStream(const OwnedStream&) = delete;
-  OwnedStream& operator=(const OwnedStream&) = delete;
-  [[nodiscard]] Stream get() const { return stream_; }
-
- private:
-  Backend* backend_;
-  Stream stream_;
-};
 
 class EngineLoop {
  public:

@@ -21,7 +21,7 @@ class Forward {
   Forward(Backend& backend, const ModelConfig& config, const ModelLimits& limits, const ModelWeights& weights,
           ModelState& state)
       : backend_(backend),
-        ops_(backend.plain_ops()),
+        ops_(limits.deterministic ? backend.plain_ops().deterministic() : backend.plain_ops()),
         config_(config),
         limits_(limits),
         weights_(weights),

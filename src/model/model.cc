@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "model/dummy_weights.h"
+#include "model/decode_graphs.h"
 #include "model/forward.h"
 #include "model/state.h"
 #include "model/weights.h"
@@ -34,7 +35,8 @@ class MlaModel final : public Model {
         limits_(limits),
         weights_(std::move(weights)),
         state_(backend, config_, limits_),
-        forward_(backend, config_, limits_, *weights_, state_) {}
+        forward_(backend, config_, limits_, *weights_, state_),
+        graphs_(backend) {}
 
   [[nodiscard]] const ModelConfig& config() const override { return config_; }
   [[nodiscard]] const ModelLimits& limits() const override { return limits_; }
@@ -50,7 +52,13 @@ class MlaModel final : public Model {
 
   void decode(const DecodeBatch& batch, const std::vector<CacheView>& cache, Stream stream) override {
     check_layers(cache);
-    forward_.decode(state_.upload(batch, cache.front(), stream), cache, stream);
+    const auto batch_rows = static_cast<int>(batch.tokens.size());
+    if (!graphs_.usable(stream)) {
+      forward_.decode(state_.upload(batch, cache.front(), batch_rows, stream), cache, stream);
+      return;
+    }
+    const Step step = state_.upload(batch, cache.front(), padded_rows(batch_rows, limits_.max_batch), stream);
+    graphs_.run(step.rows, cache, stream, [&] { forward_.decode(step, cache, stream); });
   }
 
  private:
@@ -64,6 +72,7 @@ class MlaModel final : public Model {
   std::shared_ptr<const ModelWeights> weights_;
   ModelState state_;
   Forward forward_;
+  DecodeGraphs graphs_;
 };
 
 }  // namespace

@@ -25,6 +25,9 @@ struct ModelLimits {
   int max_seq_len = 4096;
   CacheFormat cache_format = CacheFormat::kFp8;
   ScaleRule scale_rule = ScaleRule::kPowerOfTwo;
+  bool deterministic =
+      true;  ///< a row's logits depend on its own request alone, bit for bit (see below); false: plans that
+             ///< balance, and the fastest product for each number of rows
 };
 
 /// Some tokens of one request, to be cached.
@@ -68,8 +71,8 @@ class Model {
   [[nodiscard]] virtual std::int64_t weight_bytes() const = 0;    ///< on the device
 
   // Both check tokens, positions and pages and throw Error(kInvalidArgument) before any work. Host arrays are
-  // not needed after the call. A row's logits depend on its own request alone, bit for bit, whatever else is
-  // in the batch and however its prompt was cut into chunks.
+  // not needed after the call. With limits().deterministic a row's logits depend on its own request alone, bit for bit, whatever
+  // else is in the batch and however its prompt was cut into chunks; else they may differ by the order of fp32 sums.
 
   /// `cache` is one view a layer. Logits [1, vocab] f32 (device) of the chunk's last token are written to
   /// logits() row 0 if `want_logits`.

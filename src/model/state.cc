@@ -9,8 +9,7 @@
 namespace snapmla {
 namespace {
 
-// A request is cut every so many tokens, whatever else is in its batch: its results then depend on itself
-// alone.
+// Deterministic: a request is cut every so many tokens, whatever else is in its batch. Its results then depend on itself alone.
 constexpr int kSplitTokens = 512;
 
 int pages_for(int tokens) {
@@ -21,7 +20,7 @@ PlanShape plan_shape(const Backend& backend, const ModelLimits& limits, int batc
   return make_plan_shape(backend, {.batch = batch,
                                    .max_seq_len = limits.max_seq_len,
                                    .rows = static_cast<int>(heads),
-                                   .fixed_split_tokens = kSplitTokens});
+                                   .fixed_split_tokens = limits.deterministic ? kSplitTokens : 0});
 }
 
 void check_token(std::int32_t token, int vocab) {
@@ -200,18 +199,19 @@ Step ModelState::upload(const PrefillChunk& chunk, const CacheView& cache, Strea
           .offsets = device(at_.offsets, 2)};
 }
 
-Step ModelState::upload(const DecodeBatch& batch, const CacheView& cache, Stream stream) {
+Step ModelState::upload(const DecodeBatch& batch, const CacheView& cache, int rows, Stream stream) {
   check_cache(cache, limits_);
   SNAPMLA_REQUIRE(
       !batch.tokens.empty() && static_cast<std::int64_t>(batch.tokens.size()) <= limits_.max_batch, "decode",
       "a batch must have 1 to max_batch=", limits_.max_batch, " requests; got ", batch.tokens.size());
-  const auto rows = static_cast<int>(batch.tokens.size());
+  const auto used = static_cast<int>(batch.tokens.size());
+  SNAPMLA_ASSERT(rows >= used && rows <= limits_.max_batch);
   SNAPMLA_REQUIRE(
       batch.seq_lens.size() == batch.tokens.size() && batch.max_pages >= 0 &&
           batch.block_table.size() == batch.tokens.size() * static_cast<std::size_t>(batch.max_pages),
-      "decode", "seq_lens must be [", rows, "] and block_table [", rows, ", max_pages=", batch.max_pages,
+      "decode", "seq_lens must be [", used, "] and block_table [", used, ", max_pages=", batch.max_pages,
       "]; got ", batch.seq_lens.size(), " and ", batch.block_table.size(), " entries");
-  for (int i = 0; i < rows; ++i) {
+  for (int i = 0; i < used; ++i) {
     const std::int32_t token = batch.tokens[static_cast<std::size_t>(i)];
     const int seq_len = batch.seq_lens[static_cast<std::size_t>(i)];
     check_token(token, vocab_);
@@ -227,7 +227,13 @@ Step ModelState::upload(const DecodeBatch& batch, const CacheView& cache, Stream
     host(at_.seq_lens)[i] = seq_len;
     std::copy_n(row, pages, host(at_.block_table + std::int64_t{i} * max_pages_));
   }
-  copy_ints(rows, stream);
+  for (int i = used; i < rows; ++i) {  // no request: nothing is cached and nothing attended to
+    host(at_.tokens)[i] = 0;
+    host(at_.positions)[i] = 0;
+    host(at_.slots)[i] = -1;
+    host(at_.seq_lens)[i] = 0;
+  }
+  copy_ints(used, stream);
   const auto* table = device_ints_.as<std::int32_t>() + at_.block_table;
   return {.rows = rows,
           .context = 0,

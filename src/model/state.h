@@ -35,7 +35,9 @@ class ModelState {
   /// Checks a chunk or batch against the limits and the cache, and copies its arrays to the device. Throws
   /// Error(kInvalidArgument).
   Step upload(const PrefillChunk& chunk, const CacheView& cache, Stream stream);
-  Step upload(const DecodeBatch& batch, const CacheView& cache, Stream stream);
+
+  /// `rows`: at least the requests of the batch; the rest are empty requests of no tokens, whose results mean nothing.
+  Step upload(const DecodeBatch& batch, const CacheView& cache, int rows, Stream stream);
 
   /// The plan's tensors for a batch.
   [[nodiscard]] PlanView plan_view(const Backend& backend, int batch) const;

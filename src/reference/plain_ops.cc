@@ -63,6 +63,8 @@ class ReferencePlainOps final : public PlainOps {
     fill_random_view(out, fill);
   }
 
+  [[nodiscard]] const PlainOps& deterministic() const override { return *this; }
+
   void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,
              Stream /*stream*/) const override {
     embed_rows(token, table, out);

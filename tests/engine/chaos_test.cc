@@ -20,12 +20,14 @@
 #include "snapmla/backend.h"
 #include "snapmla/engine.h"
 #include "snapmla/error.h"
+#include "support/backends.h"
 #include "support/checkpoint.h"
 
 namespace snapmla {
 namespace {
 
 using testing::FakeLog;
+using testing::On;
 using Tokens = std::vector<std::int32_t>;
 
 struct Outcome {
@@ -215,17 +217,19 @@ void run_fake(const ChaosParams& params) {
   Chaos(params, crowd, single, log.get()).run();
 }
 
-void run_real(const ChaosParams& params, CacheFormat format) {
+void run_real(const ChaosParams& params, CacheFormat format, On on = On::kReference) {
+  if (const std::string reason = testing::why_not(on); !reason.empty()) GTEST_SKIP() << reason;
   const testing::TempDir dir;
   testing::write_checkpoint(dir.path(), testing::tiny_config(), 5);
   testing::write_file(dir.file("tokenizer.json"), testing::byte_tokenizer_json());
   EngineOptions options{.model_dir = dir.path(),
-                        .backend = &reference(),
+                        .backend = &testing::backend(on),
                         .cache_format = format,
                         .max_seq_len = 300,
                         .max_batch = 8,
                         .num_pages = 8,
-                        .prefill_chunk = 50};
+                        .prefill_chunk = 50,
+                        .deterministic = true};
   Engine crowd(options);
   options.max_batch = 1;
   options.enable_prefix_caching = false;
@@ -240,6 +244,10 @@ TEST(Chaos, RandomModel) {
   run_real({.num_requests = 60, .vocab = 300}, CacheFormat::kFp8);
 }
 
+TEST(Chaos, RandomModelOnCuda) {
+  run_real({.num_requests = 60, .vocab = 300}, CacheFormat::kFp8, On::kCuda);
+}
+
 TEST(ChaosSlow, FakeModel) {
   run_fake({.num_requests = 10000, .vocab = testing::kFakeVocab, .seed = 2});
 }
@@ -248,6 +256,12 @@ TEST(ChaosSlow, RandomModelFp8) {
 }
 TEST(ChaosSlow, RandomModelBf16) {
   run_real({.num_requests = 1000, .vocab = 300, .seed = 4}, CacheFormat::kBf16);
+}
+TEST(ChaosSlow, RandomModelFp8OnCuda) {
+  run_real({.num_requests = 10000, .vocab = 300, .seed = 5}, CacheFormat::kFp8, On::kCuda);
+}
+TEST(ChaosSlow, RandomModelBf16OnCuda) {
+  run_real({.num_requests = 1000, .vocab = 300, .seed = 6}, CacheFormat::kBf16, On::kCuda);
 }
 
 }  // namespace

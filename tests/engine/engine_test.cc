@@ -15,6 +15,7 @@
 #include "engine/metered_backend.h"
 #include "snapmla/backend.h"
 #include "snapmla/error.h"
+#include "support/backends.h"
 #include "support/checkpoint.h"
 
 namespace snapmla {
@@ -22,6 +23,7 @@ namespace {
 
 using ::testing::HasSubstr;
 using testing::MeteredBackend;
+using testing::On;
 using testing::TempDir;
 
 const std::string kBundled = SNAPMLA_SOURCE_DIR "/models/tiny-mla";
@@ -75,9 +77,22 @@ std::vector<std::int32_t> some_tokens(int count, std::uint64_t seed, int vocab =
   return tokens;
 }
 
-class EngineFormats : public ::testing::TestWithParam<CacheFormat> {};
-INSTANTIATE_TEST_SUITE_P(Caches, EngineFormats, ::testing::Values(CacheFormat::kFp8, CacheFormat::kBf16),
-                         [](const auto& cache) { return std::string(to_string(cache.param)); });
+class EngineFormats : public ::testing::TestWithParam<std::tuple<On, CacheFormat>> {
+ protected:
+  void SetUp() override {
+    if (const std::string reason = testing::why_not(std::get<0>(GetParam())); !reason.empty())
+      GTEST_SKIP() << reason;
+  }
+  static Backend* backend() { return &testing::backend(std::get<0>(GetParam())); }
+  static CacheFormat format() { return std::get<1>(GetParam()); }
+};
+INSTANTIATE_TEST_SUITE_P(Caches, EngineFormats,
+                         ::testing::Combine(::testing::Values(On::kReference, On::kCuda),
+                                            ::testing::Values(CacheFormat::kFp8, CacheFormat::kBf16)),
+                         [](const auto& test) {
+                           return testing::name_of(std::get<0>(test.param)) + '_' +
+                                  to_string(std::get<1>(test.param));
+                         });
 
 TEST_P(EngineFormats, ARequestDoesNotDependOnTheCrowd) {
   std::vector<Request> requests;
@@ -91,18 +106,20 @@ TEST_P(EngineFormats, ARequestDoesNotDependOnTheCrowd) {
     requests.push_back(std::move(request));
   }
   Engine crowd({.model_dir = random_model(),
-                .backend = &reference(),
-                .cache_format = GetParam(),
+                .backend = backend(),
+                .cache_format = format(),
                 .max_seq_len = 200,
                 .max_batch = 4,
                 .num_pages = 7,
-                .prefill_chunk = 23});
+                .prefill_chunk = 23,
+                .deterministic = true});
   const std::vector<Outcome> together = run(crowd, requests);
   Engine single({.model_dir = random_model(),
-                 .backend = &reference(),
-                 .cache_format = GetParam(),
+                 .backend = backend(),
+                 .cache_format = format(),
                  .max_seq_len = 200,
-                 .max_batch = 1});
+                 .max_batch = 1,
+                 .deterministic = true});
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const Outcome alone = run(single, {requests[i]}).at(0);
     EXPECT_EQ(together[i].tokens, alone.tokens) << "request " << i;
@@ -126,13 +143,14 @@ TEST_P(EngineFormats, PreemptionAndCachedPrefixesChangeNoBit) {
   }
   const auto options = [](int batch, std::int64_t pages, int chunk, bool prefix_caching) {
     return EngineOptions{.model_dir = random_model(),
-                         .backend = &reference(),
-                         .cache_format = GetParam(),
+                         .backend = backend(),
+                         .cache_format = format(),
                          .max_seq_len = 256,
                          .max_batch = batch,
                          .num_pages = pages,
                          .prefill_chunk = chunk,
-                         .enable_prefix_caching = prefix_caching};
+                         .enable_prefix_caching = prefix_caching,
+                         .deterministic = true};
   };
   Engine single(options(1, 4, 512, false));
   std::vector<Outcome> alone;
@@ -158,7 +176,11 @@ TEST_P(EngineFormats, PreemptionAndCachedPrefixesChangeNoBit) {
 }
 
 TEST_P(EngineFormats, TheBundledModelContinuesText) {
-  Engine engine({.model_dir = kBundled, .cache_format = GetParam(), .max_seq_len = 256, .max_batch = 3});
+  Engine engine({.model_dir = kBundled,
+                 .backend = backend(),
+                 .cache_format = format(),
+                 .max_seq_len = 256,
+                 .max_batch = 3});
   const Request request{
       .prompt = "In the beginning God created the heaven and the", .max_tokens = 24, .ignore_eos = true};
   Request seeded = request;

@@ -64,8 +64,9 @@ int argmax(const std::vector<float>& logits) {
 }
 
 /// Logits at the golden's positions: chunks that end at each, then its greedy tokens one by one.
-std::vector<std::vector<float>> run(const Golden& golden, std::unique_ptr<Model> model) {
-  ModelRunner runner(std::move(model), 8);
+std::vector<std::vector<float>> run(const Golden& golden, std::unique_ptr<Model> model,
+                                    Backend& backend = reference()) {
+  ModelRunner runner(std::move(model), 8, backend);
   Sequence sequence;
   std::vector<std::vector<float>> logits;
   std::size_t next_greedy = 0;
@@ -105,7 +106,16 @@ Difference compare(const Golden& golden, const std::vector<std::vector<float>>& 
 using Tensors = std::vector<NamedTensor>;
 using Edit = std::function<void(ModelConfig& config, Tensors& tensors)>;
 
-std::unique_ptr<Model> load(const Golden& golden, CacheFormat format, const Edit& edit = {}) {
+struct Where {
+  const char* name;
+  Backend& (*backend)();
+  bool deterministic;
+};
+
+constexpr Where kReference{"reference", reference, true};
+
+std::unique_ptr<Model> load(const Golden& golden, CacheFormat format, const Edit& edit = {},
+                            const Where& where = kReference) {
   const TempDir dir;
   Tensors tensors = testing::make_tensors(golden.config, golden.seed);
   testing::write_file(dir.file("config.json"), golden.config.dump());
@@ -113,15 +123,27 @@ std::unique_ptr<Model> load(const Golden& golden, CacheFormat format, const Edit
   if (config.fp8.rows != 0) tensors = testing::quantize_fp8(tensors, config.fp8.rows);
   if (edit) edit(config, tensors);
   testing::write_safetensors(dir.file("model.safetensors"), tensors);
-  return Model::load(reference(), dir.path(), config,
-                     {.max_batch = 1, .max_chunk = 64, .max_seq_len = 256, .cache_format = format});
+  return Model::load(where.backend(), dir.path(), config,
+                     {.max_batch = 1,
+                      .max_chunk = 64,
+                      .max_seq_len = 256,
+                      .cache_format = format,
+                      .deterministic = where.deterministic});
 }
 
-class Goldens : public ::testing::TestWithParam<const char*> {
+class Goldens : public ::testing::TestWithParam<std::tuple<Where, const char*>> {
  protected:
+  void SetUp() override {
+    if (const Support support = where().backend().supports_models(); !support.ok)
+      GTEST_SKIP() << support.reason;
+  }
+  static const Where& where() { return std::get<0>(GetParam()); }
+  static Golden golden() { return load_golden(std::get<1>(GetParam())); }
+
   static std::vector<std::vector<float>> expect_within(const Golden& golden, CacheFormat format,
                                                        double factor) {
-    std::vector<std::vector<float>> logits = run(golden, load(golden, format));
+    std::vector<std::vector<float>> logits =
+        run(golden, load(golden, format, {}, where()), where().backend());
     EXPECT_EQ(logits.size(), golden.logits.size());
     const Difference difference = compare(golden, logits);
     RecordProperty("rms", std::to_string(difference.rms));
@@ -133,7 +155,7 @@ class Goldens : public ::testing::TestWithParam<const char*> {
 };
 
 TEST_P(Goldens, Bf16CacheMatchesTransformers) {
-  const Golden golden = load_golden(GetParam());
+  const Golden golden = Goldens::golden();
   const auto logits = expect_within(golden, CacheFormat::kBf16, kBf16Factor);
   for (std::size_t i = 0; i < logits.size(); ++i) {
     EXPECT_EQ(argmax(logits[i]), argmax(golden.logits[i])) << "position " << golden.positions[i];
@@ -145,7 +167,7 @@ TEST_P(Goldens, Bf16CacheMatchesTransformers) {
 }
 
 TEST_P(Goldens, Fp8CacheIsNear) {
-  const Golden golden = load_golden(GetParam());
+  const Golden golden = Goldens::golden();
   const auto logits = expect_within(golden, CacheFormat::kFp8, kFp8Factor);
   std::size_t equal = 0;
   for (std::size_t i = 0; i < logits.size(); ++i)
@@ -154,10 +176,15 @@ TEST_P(Goldens, Fp8CacheIsNear) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Goldens,
-                         ::testing::Values("v2_greedy", "v2_groups", "v3_yarn", "v3_plain", "v3_halves",
-                                           "v3_fp8", "kimi_k2", "glm4_moe_lite", "youtu", "axk1",
-                                           "longcat_flash", "mistral_large3"),
-                         [](const auto& test) { return std::string(test.param); });
+                         ::testing::Combine(::testing::Values(kReference, Where{"cuda", cuda, false},
+                                                              Where{"cuda_deterministic", cuda, true}),
+                                            ::testing::Values("v2_greedy", "v2_groups", "v3_yarn", "v3_plain",
+                                                              "v3_halves", "v3_fp8", "kimi_k2",
+                                                              "glm4_moe_lite", "youtu", "axk1",
+                                                              "longcat_flash", "mistral_large3")),
+                         [](const auto& test) {
+                           return std::string(std::get<0>(test.param).name) + '_' + std::get<1>(test.param);
+                         });
 
 /// What a params.json says of a mistral4 config.
 nlohmann::json mistral_params(const nlohmann::json& config) {

@@ -1,4 +1,4 @@
-// Drives a Model over a paged cache of its own: pages in a scattered order, every unused byte NaN.
+// Drives a Model over a paged cache of its own, on any backend: pages in a scattered order, every unused byte NaN.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/device_buffer.h"
+#include "core/owned_stream.h"
 #include "model/model.h"
 
 namespace snapmla::testing {
@@ -24,12 +25,16 @@ class ModelRunner {
  public:
   using Logits = std::vector<float>;
 
-  ModelRunner(std::unique_ptr<Model> model, int num_pages) : model_(std::move(model)) {
+  /// `backend`: the model's.
+  ModelRunner(std::unique_ptr<Model> model, int num_pages, Backend& backend = reference())
+      : backend_(backend), stream_(backend), model_(std::move(model)) {
     const CacheFormat format = model_->limits().cache_format;
     const std::int64_t bytes = num_pages * page_bytes(format);
     for (int layer = 0; layer < model_->config().num_layers; ++layer) {
-      DeviceBuffer& pool = pools_.emplace_back(reference(), bytes);
-      std::memset(pool.data(), 0xff, static_cast<std::size_t>(bytes));
+      DeviceBuffer& pool = pools_.emplace_back(backend_, bytes);
+      const std::vector<std::uint8_t> nan(static_cast<std::size_t>(bytes), 0xff);
+      backend_.copy(pool.data(), nan.data(), bytes, CopyKind::kHostToDevice, stream_.get());
+      backend_.synchronize(stream_.get());
       views_.push_back(make_cache_view(format, pool.data(), num_pages));
     }
     // Every second page from the last down, then the others: neighbours in a request are not in memory.
@@ -50,7 +55,7 @@ class ModelRunner {
                                   tokens.begin() + static_cast<std::ptrdiff_t>(end)},
                        .start = start,
                        .pages = sequence.pages},
-                      views_, end == tokens.size(), Stream{});
+                      views_, end == tokens.size(), stream_.get());
     }
     return row(0);
   }
@@ -69,7 +74,7 @@ class ModelRunner {
       pages.resize(static_cast<std::size_t>(batch.max_pages), -12345);
       batch.block_table.insert(batch.block_table.end(), pages.begin(), pages.end());
     }
-    model_->decode(batch, views_, Stream{});
+    model_->decode(batch, views_, stream_.get());
     std::vector<Logits> rows;
     for (std::size_t i = 0; i < sequences.size(); ++i) rows.push_back(row(static_cast<std::int64_t>(i)));
     return rows;
@@ -87,10 +92,15 @@ class ModelRunner {
 
   Logits row(std::int64_t i) {
     const std::int64_t vocab = model_->config().vocab;
-    const float* begin = model_->logits().as<float>() + i * vocab;
-    return {begin, begin + vocab};
+    Logits logits(static_cast<std::size_t>(vocab));
+    backend_.copy(logits.data(), model_->logits().as<float>() + i * vocab, vocab * size_of(DType::kF32),
+                  CopyKind::kDeviceToHost, stream_.get());
+    backend_.synchronize(stream_.get());
+    return logits;
   }
 
+  Backend& backend_;
+  OwnedStream stream_;
   std::unique_ptr<Model> model_;
   std::vector<DeviceBuffer> pools_;
   std::vector<CacheView> views_;

@@ -15,6 +15,7 @@
 #include "model/state.h"
 #include "model_runner.h"
 #include "snapmla/error.h"
+#include "support/backends.h"
 #include "support/checkpoint.h"
 
 namespace snapmla {
@@ -22,6 +23,7 @@ namespace {
 
 using ::testing::HasSubstr;
 using testing::ModelRunner;
+using testing::On;
 using testing::Sequence;
 using testing::TempDir;
 using Tokens = std::vector<std::int32_t>;
@@ -49,19 +51,30 @@ nlohmann::json test_config() {
   return config;
 }
 
-class ModelTest : public ::testing::TestWithParam<CacheFormat> {
+class ModelTest : public ::testing::TestWithParam<std::tuple<On, CacheFormat>> {
  protected:
+  void SetUp() override {
+    if (const std::string reason = testing::why_not(std::get<0>(GetParam())); !reason.empty())
+      GTEST_SKIP() << reason;
+  }
+  static CacheFormat format() { return std::get<1>(GetParam()); }
+  static Backend& backend() { return testing::backend(std::get<0>(GetParam())); }
   static ModelRunner make_runner(ModelLimits limits = {
                                      .max_batch = 3, .max_chunk = 200, .max_seq_len = 700}) {
     static const TempDir dir;
     static const std::string path = testing::write_checkpoint(dir.path(), test_config(), 11);
-    limits.cache_format = GetParam();
-    return {Model::load(reference(), path, limits), 32};
+    limits.cache_format = format();
+    return {Model::load(backend(), path, limits), 32, backend()};
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Caches, ModelTest, ::testing::Values(CacheFormat::kFp8, CacheFormat::kBf16),
-                         [](const auto& test) { return std::string(to_string(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Caches, ModelTest,
+                         ::testing::Combine(::testing::Values(On::kReference, On::kCuda),
+                                            ::testing::Values(CacheFormat::kFp8, CacheFormat::kBf16)),
+                         [](const auto& test) {
+                           return testing::name_of(std::get<0>(test.param)) + '_' +
+                                  to_string(std::get<1>(test.param));
+                         });
 
 double relative_rms(const Logits& a, const Logits& b) {
   double squares = 0;
@@ -130,7 +143,7 @@ TEST_P(ModelTest, PrefillAndDecodeAgree) {
     Sequence decoded;
     const Logits expected = runner.prefill(prefilled, tokens, 200);
     runner.prefill(decoded, Tokens(tokens.begin(), tokens.end() - 1), 200);
-    const double tolerance = GetParam() == CacheFormat::kFp8 ? 0.15 : 0.04;
+    const double tolerance = format() == CacheFormat::kFp8 ? 0.15 : 0.04;
     EXPECT_LT(relative_rms(runner.decode(decoded, tokens.back()), expected), tolerance) << length;
   }
 }
@@ -146,7 +159,7 @@ TEST_P(ModelTest, Repeats) {
 TEST_P(ModelTest, AllocatesWhenLoadingOnly) {
   const TempDir dir;
   testing::write_checkpoint(dir.path(), test_config(), 11);
-  const ModelLimits limits{.max_batch = 2, .max_chunk = 16, .max_seq_len = 100, .cache_format = GetParam()};
+  const ModelLimits limits{.max_batch = 2, .max_chunk = 16, .max_seq_len = 100, .cache_format = format()};
   testing::MeteredBackend ample(std::int64_t{1} << 30);
   const std::unique_ptr<Model> measured = Model::load(ample, dir.path(), limits);
   testing::MeteredBackend exact(ample.bytes_held());
@@ -177,7 +190,7 @@ TEST_P(ModelTest, RequestsAreSplitAlikeInAnyBatch) {
   testing::write_checkpoint(dir.path(), test_config(), 11);
   const ModelConfig config = load_config(dir.path());
   const ModelState state(reference(), config,
-                         {.max_batch = 4, .max_seq_len = 2000, .cache_format = GetParam()});
+                         {.max_batch = 4, .max_seq_len = 2000, .cache_format = format()});
   const int alone = state.plan_view(reference(), 1).shape.fixed_split_tokens;
   EXPECT_GT(alone, 0);
   EXPECT_EQ(state.plan_view(reference(), 4).shape.fixed_split_tokens, alone);
@@ -263,7 +276,7 @@ TEST_P(ModelTest, NamesAWrongCache) {
               HasSubstr("a view for each of 2 layers; got 1"));
   views = runner.cache();
   for (CacheView& view : views) {
-    view.format = GetParam() == CacheFormat::kFp8 ? CacheFormat::kBf16 : CacheFormat::kFp8;
+    view.format = format() == CacheFormat::kFp8 ? CacheFormat::kBf16 : CacheFormat::kFp8;
   }
   EXPECT_THAT(refused([&] { runner.model().prefill(chunk, views, true, Stream{}); }),
               HasSubstr("cache must be"));
