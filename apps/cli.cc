@@ -142,6 +142,9 @@ void add_engine_options(CLI::App& app, CommonOptions& options) {
       ->check(CLI::IsMember({"pow2", "amax"}))
       ->option_text("RULE")
       ->capture_default_str();
+  app.add_flag("--deterministic", options.deterministic,
+               "a request's result depends on itself alone, bit for bit; slower on cuda, always so on the "
+               "reference backend");
 }
 
 void add_load_options(CLI::App& app, CommonOptions& options) {

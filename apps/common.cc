@@ -84,6 +84,7 @@ EngineOptions engine_options(const CommonOptions& options, CacheFormat format) {
   engine.max_batch = options.max_num_seqs;
   engine.prefill_chunk = options.max_num_batched_tokens;
   engine.enable_prefix_caching = options.enable_prefix_caching;
+  engine.deterministic = options.deterministic;
   return engine;
 }
 

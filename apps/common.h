@@ -26,6 +26,7 @@ struct CommonOptions {
   int max_num_seqs = 8;
   int max_num_batched_tokens = 512;
   bool enable_prefix_caching = true;
+  bool deterministic = false;
   bool json = false;
   std::string color = "auto";
   std::string log_level = "warning";
