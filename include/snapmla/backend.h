@@ -124,13 +124,13 @@ class Backend {
 /// thread.
 Backend& reference();
 
-/// The Hopper backend: the attention ops on the calling thread's current device, which must have compute
-/// capability 9.0. Always callable: where it was not built or finds no device, supported() says why and every
+/// The Hopper backend: runs on the calling thread's current device, which must have compute capability 9.0. Whole models also need
+/// cuBLASLt, which is looked for when first asked for (supports_models()). Always callable: where it was not built or finds no device, supported() says why and every
 /// other call throws Error(kUnsupported) with that reason.
 Backend& cuda();
 
-/// "reference", "cuda", or "auto": the fastest backend that runs whole models here (supports_models()), which
-/// is reference in this version. Throws Error(kInvalidArgument) on another name, Error(kUnsupported) if the
+/// "reference", "cuda", or "auto": the fastest backend that runs whole models here (supports_models()): cuda where it can, else
+/// reference. Throws Error(kInvalidArgument) on another name, Error(kUnsupported) if the
 /// named backend cannot run here.
 Backend& backend_by_name(std::string_view name);
 
