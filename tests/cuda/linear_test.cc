@@ -90,7 +90,7 @@ TEST_F(CudaLinear, MatchesTheReference) {
         LinearCase{.rows = 4, .inner = 256, .outs = 2048, .f32 = true},
         LinearCase{.rows = 9, .inner = 128, .outs = 64, .x_stride = 192, .out_stride = 80},
         LinearCase{.rows = 1, .inner = 128, .outs = 64, .x_stride = 192, .out_stride = 80}}) {
-    SCOPED_TRACE(testing::Message() << c.rows << " x " << c.inner << " x " << c.outs);
+    SCOPED_TRACE(::testing::Message() << c.rows << " x " << c.inner << " x " << c.outs);
     const std::vector<float> want = run_linear(reference(), reference().plain_ops(), c);
     expect_close(run_linear(cuda(), cuda().plain_ops(), c), want, c.inner, c.f32);
     expect_close(run_linear(cuda(), cuda().plain_ops().deterministic(), c), want, c.inner, c.f32);
@@ -130,7 +130,7 @@ TEST_F(CudaLinear, OfHeadsMatchesTheReference) {
        {HeadCase{1, 16, 128, 512, true}, HeadCase{40, 16, 128, 512, true}, HeadCase{40, 16, 512, 128, false},
         HeadCase{3, 4, 32, 512, true}, HeadCase{65, 4, 512, 64, false},
         HeadCase{200, 8, 512, 128, false, true}, HeadCase{2, 5, 24, 512, true}}) {
-    SCOPED_TRACE(testing::Message() << c.rows << " x " << c.heads << " x " << c.inner << " x " << c.outs);
+    SCOPED_TRACE(::testing::Message() << c.rows << " x " << c.heads << " x " << c.inner << " x " << c.outs);
     const std::vector<float> want = run_heads(reference(), reference().plain_ops(), c);
     expect_close(run_heads(cuda(), cuda().plain_ops(), c), want, c.inner, false);
     expect_close(run_heads(cuda(), cuda().plain_ops().deterministic(), c), want, c.inner, false);
