@@ -7,8 +7,10 @@ namespace {
 TEST(CudaBackendAnywhere, SaysWhatItCanDo) {
   const Support support = cuda().supported();
   EXPECT_EQ(support.ok, support.reason.empty());
-  EXPECT_FALSE(cuda().supports_models().ok);
-  EXPECT_EQ(backend_by_name("auto").name(), "reference") << "auto runs whole models";
+  const Support models = cuda().supports_models();
+  EXPECT_EQ(models.ok, models.reason.empty());
+  if (!support.ok) EXPECT_EQ(models.reason, support.reason);
+  EXPECT_EQ(backend_by_name("auto").name(), models.ok ? "cuda" : "reference") << "auto runs whole models";
   if (support.ok) return;
   EXPECT_EQ(message_of([] { (void)cuda().allocate(16); }), "[cuda] " + support.reason);
   EXPECT_EQ(message_of([] { (void)cuda().num_workers(1); }), "[cuda] " + support.reason);
