@@ -192,7 +192,8 @@ class ThroughputBench {
             .max_chunk = options_.synthetic() ? 0 : options_.common.max_num_batched_tokens,
             .max_seq_len = tokens_of(point),
             .cache_format = point.format,
-            .scale_rule = parse_scale_rule(options_.common.scale_rule)};
+            .scale_rule = parse_scale_rule(options_.common.scale_rule),
+            .deterministic = options_.common.deterministic};
   }
 
   /// As asked, or the most that the memory holds; 0: not even one.

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "core/check.h"
-#include "model/dummy_weights.h"
 #include "model/decode_graphs.h"
+#include "model/dummy_weights.h"
 #include "model/forward.h"
 #include "model/state.h"
 #include "model/weights.h"
