@@ -79,7 +79,13 @@ class Backend {
   [[nodiscard]] virtual void* allocate(std::int64_t bytes) = 0;
   virtual void deallocate(void* pointer) noexcept = 0;
 
-  /// Copies on the stream. Host memory must stay valid until the stream has passed the copy.
+  /// Host memory that copies to and from without the host waiting for them (cuda(): page-locked), uninitialised. Throws
+  /// Error(kOutOfMemory). Zero bytes give null.
+  [[nodiscard]] virtual void* allocate_host(std::int64_t bytes) = 0;
+  virtual void deallocate_host(void* pointer) noexcept = 0;
+
+  /// Copies on the stream. Host memory must stay valid until the stream has passed the copy; cuda() may wait for that here
+  /// unless it comes from allocate_host().
   virtual void copy(void* dst, const void* src, std::int64_t bytes, CopyKind kind, Stream stream) = 0;
 
   virtual Stream create_stream() = 0;
@@ -101,6 +107,8 @@ class Backend {
   virtual Event create_event() = 0;
   virtual void destroy_event(Event event) noexcept = 0;
   virtual void record(Event event, Stream stream) = 0;
+  virtual void wait(
+      Event event) = 0;  ///< the host waits until the work before the event is done; not recorded: at once
   virtual double elapsed_us(Event begin, Event end) = 0;
 
   /// The plain ops of a model, for the engine's model layer. Throws Error(kUnsupported) where

@@ -150,7 +150,8 @@ class Engine {
   RequestId submit(const Request& request);
 
   /// One step: decodes every running request by one token, then admits what fits and prefills up to
-  /// prefill_chunk tokens of prompts, one after the other. Returns the events in request order, one a request
+  /// prefill_chunk tokens of prompts, one after the other. On cuda() the decoding goes on behind the caller's back: its events come
+  /// with the next step, while the one after runs. Returns the events in request order, one a request
   /// at most. A prompt's last token yields the request's first. If it throws, nothing is lost: the next step
   /// does the work again.
   std::vector<TokenEvent> step();

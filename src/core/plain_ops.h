@@ -83,6 +83,9 @@ class PlainOps {
   /// whose ops are so anyway, these ops themselves.
   [[nodiscard]] virtual const PlainOps& deterministic() const = 0;
 
+  /// token[i] = sampled[-1 - token[i]] where token[i] is negative.   token [n], sampled [m] int32; token at least -m.
+  virtual void take_tokens(const ConstTensorView& sampled, const TensorView& token, Stream) const = 0;
+
   /// out[i] = table[token[i]].   token [n] int32, table [vocab, hidden] bf16, out [n, hidden] bf16.
   virtual void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,
                      Stream) const = 0;

@@ -118,6 +118,22 @@ class CudaBackend final : public Backend {
   }
   void deallocate(void* pointer) noexcept override { (void)cudaFree(pointer); }
 
+  [[nodiscard]] void* allocate_host(std::int64_t bytes) override {
+    require_device();
+    SNAPMLA_REQUIRE(bytes >= 0, "allocate", "bytes must not be negative; got ", bytes);
+    if (bytes == 0) return nullptr;
+    void* pointer = nullptr;
+    const cudaError_t status = cudaMallocHost(&pointer, static_cast<std::size_t>(bytes));
+    if (status == cudaErrorMemoryAllocation) {
+      (void)cudaGetLastError();
+      fail(ErrorCode::kOutOfMemory, "allocate", "the host has no ", bytes,
+           " bytes left that can be page-locked");
+    }
+    SNAPMLA_CUDA(status);
+    return pointer;
+  }
+  void deallocate_host(void* pointer) noexcept override { (void)cudaFreeHost(pointer); }
+
   void copy(void* dst, const void* src, std::int64_t bytes, CopyKind kind, Stream stream) override {
     require_device();
     if (bytes <= 0) return;
@@ -183,6 +199,10 @@ class CudaBackend final : public Backend {
   void record(Event event, Stream stream) override {
     require_device();
     SNAPMLA_CUDA(cudaEventRecord(event_of(event), stream_of(stream)));
+  }
+  void wait(Event event) override {
+    require_device();
+    SNAPMLA_CUDA(cudaEventSynchronize(event_of(event)));
   }
   double elapsed_us(Event begin, Event end) override {
     require_device();

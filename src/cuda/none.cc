@@ -18,6 +18,8 @@ class NoCuda final : public Backend {
   [[nodiscard]] std::int64_t free_memory() const override { unsupported(); }
   [[nodiscard]] void* allocate(std::int64_t /*bytes*/) override { unsupported(); }
   void deallocate(void* /*pointer*/) noexcept override {}
+  [[nodiscard]] void* allocate_host(std::int64_t /*bytes*/) override { unsupported(); }
+  void deallocate_host(void* /*pointer*/) noexcept override {}
   void copy(void* /*dst*/, const void* /*src*/, std::int64_t /*bytes*/, CopyKind /*kind*/,
             Stream /*stream*/) override {
     unsupported();
@@ -33,6 +35,7 @@ class NoCuda final : public Backend {
   Event create_event() override { unsupported(); }
   void destroy_event(Event /*event*/) noexcept override {}
   void record(Event /*event*/, Stream /*stream*/) override { unsupported(); }
+  void wait(Event /*event*/) override { unsupported(); }
   double elapsed_us(Event /*begin*/, Event /*end*/) override { unsupported(); }
   [[nodiscard]] const PlainOps& plain_ops() const override { unsupported(); }
   std::int64_t do_decode_workspace_bytes(const PlanShape& /*shape*/, int /*s*/,

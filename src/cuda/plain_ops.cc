@@ -23,6 +23,9 @@ class CudaPlainOps final : public PlainOps {
   void fill_random(const TensorView& out, const RandomFill& fill, Stream stream) const override {
     cuda_ops::fill_random(out, fill, handle_of(stream));
   }
+  void take_tokens(const ConstTensorView& sampled, const TensorView& token, Stream stream) const override {
+    cuda_ops::take_tokens(sampled, token, handle_of(stream));
+  }
   void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,
              Stream stream) const override {
     cuda_ops::embed(token, table, out, handle_of(stream));

@@ -20,6 +20,9 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView& weight, float eps
               cudaStream_t stream);
 void rope(const ConstTensorView& x, const RopeParams& rope, const TensorView& out, cudaStream_t stream);
 
+// take_tokens.cu
+void take_tokens(const ConstTensorView& sampled, const TensorView& token, cudaStream_t stream);
+
 // elementwise.cu
 void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,
            cudaStream_t stream);

@@ -107,6 +107,7 @@ EngineLoop::EngineLoop(const EngineOptions& options, std::unique_ptr<Model> mode
       pools_(allocate_pools(options, model_->config().num_layers)),
       caches_(view_pools(options, pools_)),
       sampler_(*options.backend, options.max_batch),
+      prompt_sampler_(*options.backend, 1),
       scheduler_({.num_pages = options.num_pages,
                   .max_batch = options.max_batch,
                   .prefix_caching = options.enable_prefix_caching}) {}
@@ -151,13 +152,19 @@ bool EngineLoop::cancel(RequestId request) {
   if (it == sequences_.end()) return false;
   events_.push_back(
       {.request = request, .text = it->second.text.finish(), .finish = FinishReason::kCancelled});
-  scheduler_.remove(request);
+  if (it->second.scheduled) scheduler_.remove(request);
   sequences_.erase(it);
   return true;
 }
 
 std::vector<TokenEvent> EngineLoop::step() {
-  if (const std::vector<DecodeRow> rows = scheduler_.next_decode(); !rows.empty()) decode(rows);
+  const bool overlap = options_.backend->supports_graphs();
+  // What an earlier step failed to land comes first.
+  while (flights_.size() > 1) land();
+  std::vector<DecodeRow> rows = scheduler_.next_decode();
+  const bool launches = !rows.empty();
+  if (launches) launch(std::move(rows));
+  while (flights_.size() > (overlap && launches ? 1U : 0U)) land();
   for (int left = model_limits(options_).max_chunk; left > 0;) {
     const std::optional<PrefillStep> chunk = scheduler_.next_prefill(left);
     if (!chunk) break;
@@ -180,11 +187,8 @@ void EngineLoop::prefill(const PrefillStep& step) {
   model_->prefill({.tokens = {first, first + step.num_tokens}, .start = step.start, .pages = pages}, caches_,
                   step.wants_token, stream_.get());
   std::vector<Chosen> chosen;
-  if (step.wants_token) {
-    chosen = sampler_.choose(model_->logits(), {next_choice(sequence)}, stream_.get());
-  } else {
-    options_.backend->synchronize(stream_.get());
-  }
+  if (step.wants_token)
+    chosen = prompt_sampler_.choose(model_->logits(), {next_choice(sequence)}, stream_.get());
   scheduler_.prefilled(step);
   stats_.prompt_tokens += step.num_tokens;
   if (step.wants_token) record(step.request, std::move(chosen.front()));
@@ -199,27 +203,44 @@ void EngineLoop::copy_page(std::int32_t from, std::int32_t to) {
   }
 }
 
-void EngineLoop::decode(const std::vector<DecodeRow>& rows) {
+void EngineLoop::launch(std::vector<DecodeRow> rows) {
   const Timer timer(stats_.decode_seconds);
   std::vector<Choice> choices;
   for (const DecodeRow& row : rows) {  // those that want a token come first
     if (row.wants_token) choices.push_back(next_choice(sequences_.at(row.request)));
   }
   model_->decode(make_batch(rows), caches_, stream_.get());
-  std::vector<Chosen> chosen;
-  if (choices.empty()) {
-    options_.backend->synchronize(stream_.get());
-  } else {
-    chosen = sampler_.choose(model_->logits(), choices, stream_.get());
-  }
+  if (!choices.empty()) sampler_.enqueue(model_->logits(), choices, stream_.get());
+
   ++stats_.decode_steps;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     scheduler_.decoded(rows[i]);
-    if (rows[i].wants_token) {
-      record(rows[i].request, std::move(chosen[i]));
-    } else {
+    if (!rows[i].wants_token) {
       ++stats_.replayed_tokens;
+      continue;
     }
+    Sequence& sequence = sequences_.at(rows[i].request);
+    sequence.flight_row = static_cast<int>(i);
+    ++sequence.num_in_flight;
+    if (static_cast<int>(sequence.num_chosen()) == sequence.request.max_tokens) {
+      scheduler_.remove(rows[i].request);
+      sequence.scheduled = false;
+    }
+  }
+  flights_.push_back({.rows = std::move(rows), .wants_tokens = !choices.empty()});
+}
+
+void EngineLoop::land() {
+  const Timer timer(stats_.decode_seconds);
+  std::vector<Chosen> chosen;
+  if (flights_.front().wants_tokens) chosen = sampler_.collect();
+  const Flight flight = std::move(flights_.front());
+  flights_.pop_front();
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    const auto it = sequences_.find(flight.rows[i].request);
+    if (it == sequences_.end()) continue;  // cancelled, or ended by the step ahead
+    --it->second.num_in_flight;
+    record(flight.rows[i].request, std::move(chosen[i]));
   }
 }
 
@@ -229,7 +250,10 @@ DecodeBatch EngineLoop::make_batch(const std::vector<DecodeRow>& rows) const {
     const Sequence& sequence = sequences_.at(row.request);
     const std::size_t generated_idx =
         static_cast<std::size_t>(row.position) - sequence.request.prompt_tokens.size();
-    batch.tokens.push_back(sequence.generated.at(generated_idx));
+    const bool known = generated_idx < sequence.generated.size();
+    SNAPMLA_ASSERT(known || (generated_idx == sequence.generated.size() && sequence.num_in_flight == 1));
+    batch.tokens.push_back(known ? sequence.generated[generated_idx] : -1 - sequence.flight_row);
+    if (!known) batch.sampled = sampler_.tokens();
     batch.seq_lens.push_back(row.position + 1);
     batch.max_pages = std::max(batch.max_pages, static_cast<int>(pages_for(row.position + 1)));
   }
@@ -246,7 +270,7 @@ DecodeBatch EngineLoop::make_batch(const std::vector<DecodeRow>& rows) const {
 
 Choice EngineLoop::next_choice(const Sequence& sequence) const {
   const std::vector<std::int32_t>& forced = sequence.request.forced_tokens;
-  const std::size_t token_idx = sequence.generated.size();
+  const std::size_t token_idx = sequence.num_chosen();
   return {.sampling = sequence.request.sampling,
           .token_idx = static_cast<std::int64_t>(token_idx),
           .forced = token_idx < forced.size() ? forced[token_idx] : -1,
@@ -274,7 +298,7 @@ void EngineLoop::record(RequestId request, Chosen chosen) {
   }
   if (event.finish != FinishReason::kNone) {
     event.text += sequence.text.finish();
-    scheduler_.remove(request);
+    if (sequence.scheduled) scheduler_.remove(request);
     sequences_.erase(request);
   }
   events_.push_back(std::move(event));

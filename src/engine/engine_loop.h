@@ -5,9 +5,16 @@
 // A step runs on copies of the bookkeeping's answers, and each call of the model counts when it has returned:
 // if an op throws, its work has not moved and the next step repeats it (writing the same tokens to the same
 // slots).
+//
+// Where the backend works on its own (supports_graphs()), a decode step is enqueued before the host knows the tokens of the step
+// ahead: the scheduler needs only their number, and the device puts them in place (DecodeBatch::sampled). The host reads the tokens
+// of step n, makes text of them and hands out the events while step n + 1 runs. A request that step n turns out to end then has a
+// row in step n + 1 for nothing; what that row gives is dropped, and its pages go only to work further behind on the stream.
 #pragma once
 
 #include <chrono>
+#include <cstddef>
+#include <deque>
 #include <map>
 #include <memory>
 #include <vector>
@@ -39,7 +46,7 @@ class EngineLoop {
   RequestId submit(const Request& request);
   std::vector<TokenEvent> step();
   bool cancel(RequestId request);
-  [[nodiscard]] bool idle() const { return sequences_.empty() && events_.empty(); }
+  [[nodiscard]] bool idle() const { return sequences_.empty() && events_.empty() && flights_.empty(); }
   [[nodiscard]] EngineStats stats() const;
   [[nodiscard]] CacheView cache(int layer) const;
 
@@ -53,10 +60,22 @@ class EngineLoop {
     Request request;  // prompt_tokens filled in, max_tokens cut to what max_seq_len leaves
     TextStream text;
     std::vector<std::int32_t> generated{};
+    std::size_t num_in_flight = 0;  // tokens that enqueued steps choose
+    int flight_row = -1;            // where the newest of these steps chooses one
+    bool scheduled = true;          // the scheduler knows it; no longer once its last token is in flight
+
+    [[nodiscard]] std::size_t num_chosen() const { return generated.size() + num_in_flight; }
+  };
+
+  /// A decode step that was enqueued.
+  struct Flight {
+    std::vector<DecodeRow> rows;
+    bool wants_tokens = false;
   };
 
   void prefill(const PrefillStep& step);
-  void decode(const std::vector<DecodeRow>& rows);
+  void launch(std::vector<DecodeRow> rows);
+  void land();
   [[nodiscard]] DecodeBatch make_batch(const std::vector<DecodeRow>& rows) const;
   void copy_page(std::int32_t from, std::int32_t to);
   [[nodiscard]] Choice next_choice(const Sequence& sequence) const;
@@ -68,8 +87,10 @@ class EngineLoop {
   std::unique_ptr<Model> model_;
   std::vector<DeviceBuffer> pools_;  // one a layer
   std::vector<CacheView> caches_;    // one a layer
-  Sampler sampler_;
+  Sampler sampler_;                  // of decode steps
+  Sampler prompt_sampler_;           // of prompts' first tokens
   Scheduler scheduler_;
+  std::deque<Flight> flights_;  // at most two: one lands while the next is under way
   RequestId newest_ = 0;
   std::map<RequestId, Sequence> sequences_;
   std::vector<TokenEvent> events_;  // not yet handed out

@@ -5,11 +5,15 @@
 // the row. Logits stay on the device unless they are asked for.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/device_buffer.h"
 #include "core/plain_ops.h"
+#include "core/staging.h"
 #include "snapmla/backend.h"
 #include "snapmla/engine.h"
 
@@ -36,17 +40,39 @@ class Sampler {
  public:
   Sampler(Backend& backend, int max_rows);
 
-  /// One token a choice from rows 0 .. n-1 of `logits` [at least n, vocab] f32 device. Waits for the stream.
-  /// Throws Error(kInvalidArgument) on a row without a softmax (core/sample_rule.h).
+  /// enqueue() and collect() in one.
   [[nodiscard]] std::vector<Chosen> choose(const ConstTensorView& logits, const std::vector<Choice>& choices,
                                            Stream stream);
 
+  /// Enqueues the choice of one token a `choices` from rows 0 .. n-1 of `logits` [at least n, vocab] f32 device; returns before it is
+  /// made, unless logits are to be returned. What enqueue() before the last chose must have been collected.
+  void enqueue(const ConstTensorView& logits, const std::vector<Choice>& choices, Stream stream);
+
+  /// What the last enqueue() chooses, [n] int32 device, for work behind it on the stream.
+  [[nodiscard]] ConstTensorView tokens() const;
+
+  /// Waits for the oldest choice that was enqueued and not collected. Throws Error(kInvalidArgument) on a row without a softmax
+  /// (core/sample_rule.h), and then may be called again.
+  [[nodiscard]] std::vector<Chosen> collect();
+
  private:
+  /// One of the two choices that may be under way.
+  struct Slot {
+    Slot(Backend& backend, int max_rows);
+    Staging rows;            // [max_rows] SampleRow
+    Staging results;         // [max_rows] int32 tokens, then f32 logprobs
+    DeviceBuffer on_device;  // rows, tokens, logprobs
+    int num_rows = 0;
+    std::vector<Chosen> chosen{};  // with the logits that are to be returned
+  };
+
+  [[nodiscard]] TensorView tokens_of(const Slot& slot) const;
+
   Backend* backend_;
-  std::vector<SampleRow> staged_;  // what rows_ is copied from: a copy may be under way after choose() threw
-  DeviceBuffer rows_;              // [max_rows, kSampleRowBytes]
-  DeviceBuffer tokens_;            // [max_rows] int32
-  DeviceBuffer logprobs_;          // [max_rows] f32
+  int max_rows_;
+  std::array<std::unique_ptr<Slot>, 2> slots_;
+  std::size_t newest_ = 0;  // counts enqueue(); slot newest_ % 2 is the last's
+  std::size_t oldest_ = 0;  // counts collect()
 };
 
 }  // namespace snapmla

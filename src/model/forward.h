@@ -27,6 +27,11 @@ class Forward {
         weights_(weights),
         state_(state) {}
 
+  /// Puts the sampled tokens that stand in for some of the step's in their place (DecodeBatch::sampled).
+  void take_sampled(const Step& step, const ConstTensorView& sampled, Stream stream) {
+    ops_.take_tokens(sampled, step.tokens, stream);
+  }
+
   /// Logits of the last row go to row 0 of state.logits if asked for.
   void prefill(const Step& step, const std::vector<CacheView>& cache, bool want_logits, Stream stream);
 

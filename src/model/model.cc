@@ -54,10 +54,13 @@ class MlaModel final : public Model {
     check_layers(cache);
     const auto batch_rows = static_cast<int>(batch.tokens.size());
     if (!graphs_.usable(stream)) {
-      forward_.decode(state_.upload(batch, cache.front(), batch_rows, stream), cache, stream);
+      const Step step = state_.upload(batch, cache.front(), batch_rows, stream);
+      if (batch.sampled.present()) forward_.take_sampled(step, batch.sampled, stream);
+      forward_.decode(step, cache, stream);
       return;
     }
     const Step step = state_.upload(batch, cache.front(), padded_rows(batch_rows, limits_.max_batch), stream);
+    if (batch.sampled.present()) forward_.take_sampled(step, batch.sampled, stream);
     graphs_.run(step.rows, cache, stream, [&] { forward_.decode(step, cache, stream); });
   }
 

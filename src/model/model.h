@@ -40,10 +40,11 @@ struct PrefillChunk {
 /// One new token of each of several requests, or several of one, by position: each row attends to the rows
 /// of the same request before it.
 struct DecodeBatch {
-  std::vector<std::int32_t> tokens;       ///< [batch]
+  std::vector<std::int32_t> tokens;       ///< [batch]; -1 - i stands for sampled[i]
   std::vector<std::int32_t> seq_lens;     ///< [batch] the new token counted: it is at position seq_len - 1
   std::vector<std::int32_t> block_table;  ///< [batch, max_pages], row-major; unused entries may hold anything
   int max_pages = 0;
+  ConstTensorView sampled{};  ///< int32 device: tokens that the host does not know yet; may be absent
 };
 
 class Model {

@@ -106,7 +106,7 @@ ModelState::ModelState(Backend& backend, const ModelConfig& config, const ModelL
   at_.offsets = at_.starts + 1;
   at_.block_table = at_.offsets + 2;
   at_.total = at_.block_table + std::int64_t{limits.max_batch} * max_pages_;
-  host_ints_.resize(static_cast<std::size_t>(at_.total));
+  for (auto& ints : host_ints_) ints = std::make_unique<Staging>(backend, at_.total * size_of(DType::kI32));
   device_ints_ = make(DType::kI32, {at_.total});
 }
 
@@ -142,14 +142,18 @@ TensorView ModelState::make(const std::vector<float>& table, std::initializer_li
   return view;
 }
 
-ConstTensorView ModelState::device(std::int64_t offset, std::int64_t n) const {
+TensorView ModelState::device(std::int64_t offset, std::int64_t n) const {
   return {device_ints_.as<std::int32_t>() + offset, DType::kI32, {n}};
+}
+
+void ModelState::begin_ints() {
+  turn_ = 1 - turn_;
+  host_ints_[turn_]->wait();
 }
 
 void ModelState::copy_ints(int block_table_rows, Stream stream) {
   const std::int64_t used = at_.block_table + std::int64_t{block_table_rows} * max_pages_;
-  backend_->copy(device_ints_.data(), host_ints_.data(), used * size_of(DType::kI32), CopyKind::kHostToDevice,
-                 stream);
+  host_ints_[turn_]->to_device(device_ints_.data(), used * size_of(DType::kI32), stream);
 }
 
 PlanView ModelState::plan_view(const Backend& backend, int batch) const {
@@ -169,6 +173,7 @@ Step ModelState::upload(const PrefillChunk& chunk, const CacheView& cache, Strea
   SNAPMLA_REQUIRE(chunk.start >= 0 && chunk.start <= limits_.max_seq_len - rows, "prefill",
                   "a chunk must end within max_seq_len=", limits_.max_seq_len, "; got start ", chunk.start,
                   " and ", rows, " tokens");
+  begin_ints();
   const int context = chunk.start + rows;
   const int pages = pages_for(context);
   SNAPMLA_REQUIRE(chunk.pages.size() >= static_cast<std::size_t>(pages), "prefill", "pages must hold ",
@@ -211,10 +216,12 @@ Step ModelState::upload(const DecodeBatch& batch, const CacheView& cache, int ro
           batch.block_table.size() == batch.tokens.size() * static_cast<std::size_t>(batch.max_pages),
       "decode", "seq_lens must be [", used, "] and block_table [", used, ", max_pages=", batch.max_pages,
       "]; got ", batch.seq_lens.size(), " and ", batch.block_table.size(), " entries");
+  begin_ints();
+  const std::int64_t num_sampled = batch.sampled.present() ? batch.sampled.dim(0) : 0;
   for (int i = 0; i < used; ++i) {
     const std::int32_t token = batch.tokens[static_cast<std::size_t>(i)];
     const int seq_len = batch.seq_lens[static_cast<std::size_t>(i)];
-    check_token(token, vocab_);
+    if (token >= 0 || -1 - std::int64_t{token} >= num_sampled) check_token(token, vocab_);
     SNAPMLA_REQUIRE(seq_len >= 1 && seq_len <= limits_.max_seq_len, "decode",
                     "seq_lens must be 1 to max_seq_len=", limits_.max_seq_len, "; got ", seq_len);
     const int pages = pages_for(seq_len);

@@ -3,10 +3,14 @@
 // addresses.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/device_buffer.h"
+#include "core/staging.h"
 #include "model/config.h"
 #include "model/model.h"
 
@@ -17,9 +21,9 @@ TensorView first_rows(const TensorView& view, std::int64_t n);
 
 /// What one step works on, on the device.
 struct Step {
-  int rows = 0;              ///< tokens computed: of one request (prefill), or one of each request (decode)
-  int context = 0;           ///< prefill: cached tokens after the append
-  ConstTensorView tokens{};  ///< [rows] int32
+  int rows = 0;         ///< tokens computed: of one request (prefill), or one of each request (decode)
+  int context = 0;      ///< prefill: cached tokens after the append
+  TensorView tokens{};  ///< [rows] int32
   ConstTensorView positions{};    ///< [rows] int32
   ConstTensorView slots{};        ///< [rows] int32
   ConstTensorView block_table{};  ///< [1 or rows, max_pages] int32
@@ -93,8 +97,11 @@ class ModelState {
   TensorView make(DType dtype, std::initializer_list<std::int64_t> shape);
   TensorView make(const std::vector<float>& table, std::initializer_list<std::int64_t> shape);
   void make_decode_buffers(const ModelConfig& config);
-  [[nodiscard]] std::int32_t* host(std::int64_t offset) { return host_ints_.data() + offset; }
-  [[nodiscard]] ConstTensorView device(std::int64_t offset, std::int64_t n) const;
+  [[nodiscard]] std::int32_t* host(std::int64_t offset) {
+    return host_ints_[turn_]->as<std::int32_t>() + offset;
+  }
+  [[nodiscard]] TensorView device(std::int64_t offset, std::int64_t n) const;
+  void begin_ints();
   void copy_ints(int block_table_rows, Stream stream);
 
   Backend* backend_;
@@ -102,7 +109,9 @@ class ModelState {
   int vocab_ = 0;
   int max_pages_ = 0;  ///< pages of one request of max_seq_len tokens
   std::vector<DeviceBuffer> buffers_;
-  std::vector<std::int32_t> host_ints_;
+  // Two take turns, so that the next step's are written while this one's are copied.
+  std::array<std::unique_ptr<Staging>, 2> host_ints_;
+  std::size_t turn_ = 0;
   TensorView device_ints_{};
   IntArrays at_{};
   TensorView work_items_{};

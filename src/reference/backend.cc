@@ -43,6 +43,9 @@ class ReferenceBackend final : public Backend {
   }
   void deallocate(void* pointer) noexcept override { std::free(pointer); }
 
+  [[nodiscard]] void* allocate_host(std::int64_t bytes) override { return allocate(bytes); }
+  void deallocate_host(void* pointer) noexcept override { deallocate(pointer); }
+
   void copy(void* dst, const void* src, std::int64_t bytes, CopyKind /*kind*/, Stream /*stream*/) override {
     if (bytes > 0) std::memcpy(dst, src, static_cast<std::size_t>(bytes));
   }
@@ -61,6 +64,7 @@ class ReferenceBackend final : public Backend {
   Event create_event() override { return {.handle = new Clock::time_point}; }
   void destroy_event(Event event) noexcept override { delete static_cast<Clock::time_point*>(event.handle); }
   void record(Event event, Stream /*stream*/) override { stamp(event) = Clock::now(); }
+  void wait(Event event) override { (void)stamp(event); }
   double elapsed_us(Event begin, Event end) override {
     return std::chrono::duration<double, std::micro>(stamp(end) - stamp(begin)).count();
   }

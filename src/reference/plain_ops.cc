@@ -65,6 +65,17 @@ class ReferencePlainOps final : public PlainOps {
 
   [[nodiscard]] const PlainOps& deterministic() const override { return *this; }
 
+  void take_tokens(const ConstTensorView& sampled, const TensorView& token,
+                   Stream /*stream*/) const override {
+    SNAPMLA_ASSERT(is_tensor(sampled, DType::kI32, 1) && is_tensor(token, DType::kI32, 1));
+    for (std::int64_t i = 0; i < token.dim(0); ++i) {
+      std::int32_t& id = token.as<std::int32_t>()[i];
+      if (id >= 0) continue;
+      SNAPMLA_ASSERT(-1 - std::int64_t{id} < sampled.dim(0));
+      id = sampled.as<std::int32_t>()[-1 - id];
+    }
+  }
+
   void embed(const ConstTensorView& token, const ConstTensorView& table, const TensorView& out,
              Stream /*stream*/) const override {
     embed_rows(token, table, out);

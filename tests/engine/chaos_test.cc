@@ -209,10 +209,10 @@ class Chaos {
 };
 
 // The longest request needs 5 of the 8 pages.
-void run_fake(const ChaosParams& params) {
+void run_fake(const ChaosParams& params, Backend& backend = reference()) {
   const auto log = std::make_shared<FakeLog>(FakeLog{.record = false});
-  EngineLoop crowd =
-      testing::fake_engine({.max_seq_len = 300, .max_batch = 8, .num_pages = 8, .prefill_chunk = 50}, log);
+  EngineLoop crowd = testing::fake_engine(
+      {.backend = &backend, .max_seq_len = 300, .max_batch = 8, .num_pages = 8, .prefill_chunk = 50}, log);
   EngineLoop single =
       testing::fake_engine({.max_seq_len = 300, .max_batch = 1, .enable_prefix_caching = false},
                            std::make_shared<FakeLog>(FakeLog{.record = false}));
@@ -242,6 +242,9 @@ void run_real(const ChaosParams& params, CacheFormat format, On on = On::kRefere
 TEST(Chaos, FakeModel) {
   run_fake({.num_requests = 400, .vocab = testing::kFakeVocab});
 }
+TEST(Chaos, FakeModelAStepAhead) {
+  run_fake({.num_requests = 400, .vocab = testing::kFakeVocab}, testing::ahead());
+}
 TEST(Chaos, RandomModel) {
   run_real({.num_requests = 60, .vocab = 300}, CacheFormat::kFp8);
 }
@@ -254,6 +257,9 @@ TEST(Chaos, RandomModelOnCuda) {
 
 TEST(ChaosSlow, FakeModel) {
   run_fake({.num_requests = 10000, .vocab = testing::kFakeVocab, .seed = 2});
+}
+TEST(ChaosSlow, FakeModelAStepAhead) {
+  run_fake({.num_requests = 10000, .vocab = testing::kFakeVocab, .seed = 2}, testing::ahead());
 }
 TEST(ChaosSlow, RandomModelFp8) {
   run_real({.num_requests = 1000, .vocab = 300, .seed = 3}, CacheFormat::kFp8);

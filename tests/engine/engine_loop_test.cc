@@ -284,6 +284,42 @@ TEST(EngineLoop, WhatIsHeldBackComesWithTheLastEvent) {
   EXPECT_EQ(run_alone(engine, request).text, "abc\xef\xbf\xbd");
 }
 
+// Where the backend works on its own, step n + 1 is enqueued before the tokens of step n are looked at.
+TEST(EngineLoop, KeepsAStepAhead) {
+  const auto log = std::make_shared<FakeLog>();
+  const Request request{.prompt_tokens = make_prompt(20), .max_tokens = 6, .ignore_eos = true};
+  EngineLoop behind = fake_engine({});
+  const std::vector<std::int32_t> want = run_alone(behind, request).tokens;
+  EngineLoop engine = fake_engine({.backend = &testing::ahead()}, log);
+  engine.submit(request);
+  std::vector<std::int32_t> tokens;
+  std::vector<std::size_t> events;
+  std::vector<std::size_t> batches;
+  while (!engine.idle()) {
+    const std::vector<TokenEvent> of_step = engine.step();
+    for (const TokenEvent& event : of_step) tokens.push_back(event.token);
+    events.push_back(of_step.size());
+    batches.push_back(log->batches.size());
+  }
+  EXPECT_EQ(tokens, want);
+  EXPECT_THAT(events, ElementsAre(1, 0, 1, 1, 1, 1, 1));  // the prompt's token, then each a step late
+  EXPECT_THAT(batches,
+              ElementsAre(0, 1, 2, 3, 4, 5, 5));  // five decode steps, the last token known to be the last
+}
+
+// A stop token is seen when the next step is under way: what that one gives is dropped, and the pages are free.
+TEST(EngineLoop, DropsTheStepAheadOfARequestThatStopped) {
+  const auto log = std::make_shared<FakeLog>();
+  EngineLoop engine = fake_engine({.backend = &testing::ahead()}, log);
+  Request request{.prompt_tokens = make_prompt(20), .max_tokens = 50};
+  request.forced_tokens = {1, 2, testing::kEos, 3, 4};
+  const Outcome outcome = run_alone(engine, request);
+  EXPECT_THAT(outcome.tokens, ElementsAre(1, 2, testing::kEos));
+  EXPECT_EQ(outcome.finish, FinishReason::kStop);
+  EXPECT_EQ(log->batches.size(), 3U);
+  EXPECT_EQ(engine.stats().pages_in_use, 0);
+}
+
 TEST(EngineLoop, SamplesOnAfterTheForcedTokens) {
   EngineLoop engine = fake_engine({});
   const std::vector<std::int32_t> prompt = make_prompt(70);

@@ -17,6 +17,7 @@
 #include "core/check.h"
 #include "engine/byte_bpe.h"
 #include "engine/engine_loop.h"
+#include "engine/metered_backend.h"
 #include "engine/tokenizer.h"
 #include "model/model.h"
 #include "support/temp_dir.h"
@@ -128,7 +129,9 @@ class FakeModel : public Model {
     for (std::size_t i = 0; i < rows; ++i) {
       const auto row = batch.block_table.begin() + static_cast<std::ptrdiff_t>(i) * batch.max_pages;
       const std::vector<std::int32_t> pages(row, row + batch.max_pages);
-      write(cache, pages, {batch.tokens[i] + kDecoded, batch.seq_lens[i] - 1});
+      const std::int32_t token = batch.tokens[i];
+      const std::int32_t known = token >= 0 ? token : batch.sampled.as<std::int32_t>()[-1 - token];
+      write(cache, pages, {known + kDecoded, batch.seq_lens[i] - 1});
       maybe_fail();
       answer(cache, pages, batch.seq_lens[i], i);
     }
@@ -177,8 +180,20 @@ class FakeModel : public Model {
   mutable std::vector<float> logits_;
 };
 
+/// The reference backend under the pretence that it works on its own, so that the engine enqueues a step ahead.
+class AheadBackend final : public MeteredBackend {
+ public:
+  AheadBackend() : MeteredBackend(std::int64_t{1} << 40) {}
+  [[nodiscard]] bool supports_graphs() const override { return true; }
+};
+
+inline Backend& ahead() {
+  static AheadBackend backend;
+  return backend;
+}
+
 inline EngineLoop fake_engine(EngineOptions options, std::shared_ptr<FakeLog> log = nullptr) {
-  options.backend = &reference();
+  if (options.backend == nullptr) options.backend = &reference();
   const EngineOptions completed = complete_options(options, fake_config());
   if (log == nullptr) log = std::make_shared<FakeLog>();
   return {completed, std::make_unique<FakeModel>(model_limits(completed), std::move(log)), byte_tokenizer()};

@@ -32,6 +32,8 @@ class MeteredBackend : public Backend {
     }
     inner_.deallocate(pointer);
   }
+  [[nodiscard]] void* allocate_host(std::int64_t bytes) override { return inner_.allocate_host(bytes); }
+  void deallocate_host(void* pointer) noexcept override { inner_.deallocate_host(pointer); }
   Stream create_stream() override {
     ++num_streams_;
     return inner_.create_stream();
@@ -59,6 +61,7 @@ class MeteredBackend : public Backend {
   Event create_event() override { return inner_.create_event(); }
   void destroy_event(Event event) noexcept override { inner_.destroy_event(event); }
   void record(Event event, Stream stream) override { inner_.record(event, stream); }
+  void wait(Event event) override { inner_.wait(event); }
   double elapsed_us(Event begin, Event end) override { return inner_.elapsed_us(begin, end); }
   [[nodiscard]] const PlainOps& plain_ops() const override { return inner_.plain_ops(); }
   [[nodiscard]] std::int64_t do_decode_workspace_bytes(const PlanShape& shape, int s,
