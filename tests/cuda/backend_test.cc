@@ -1,4 +1,5 @@
 // The CUDA backend object: what it says of itself, memory, copies, graphs, events, and its errors.
+#include "core/plain_ops.h"
 #include "gpu_test.h"
 
 namespace snapmla::test {
@@ -9,7 +10,9 @@ TEST(CudaBackendAnywhere, SaysWhatItCanDo) {
   EXPECT_EQ(support.ok, support.reason.empty());
   const Support models = cuda().supports_models();
   EXPECT_EQ(models.ok, models.reason.empty());
-  if (!support.ok) EXPECT_EQ(models.reason, support.reason);
+  if (!support.ok) {
+    EXPECT_EQ(models.reason, support.reason);
+  }
   EXPECT_EQ(backend_by_name("auto").name(), models.ok ? "cuda" : "reference") << "auto runs whole models";
   if (support.ok) return;
   EXPECT_EQ(message_of([] { (void)cuda().allocate(16); }), "[cuda] " + support.reason);
