@@ -1,7 +1,8 @@
 // The plain ops of a model on CUDA (contracts: core/plain_ops.h), enqueued on a stream. They allocate nothing and
 // do not wait; arguments are checked with SNAPMLA_ASSERT. What lies in device memory is not: a token or an expert
 // out of range reads what is not there, so the model layer checks tokens on the host and route() writes only experts
-// that exist.
+// that exist. The weights of rms_norm and linear_f32 may be read before the kernel ahead on the stream has ended: no
+// kernel may write them right before.
 //
 // Each row of a result is summed in an order that depends on the op's shapes alone, never on the other rows of the call, but for
 // the products of cuBLASLt: see linear.h.
@@ -32,9 +33,11 @@ void silu_mul(const ConstTensorView& gate, const ConstTensorView& up, const Tens
               cudaStream_t stream);
 void add(const ConstTensorView& a, const ConstTensorView& b, const TensorView& out, cudaStream_t stream);
 
-// route.cu
+// linear_f32.cu
 void linear_f32(const ConstTensorView& x, const ConstTensorView& weight, const TensorView& out,
                 cudaStream_t stream);
+
+// route.cu
 void route(const RouteParams& params, cudaStream_t stream);
 
 // experts.cu

@@ -18,6 +18,13 @@ inline bool is_aligned(const void* pointer, std::int64_t bytes) {
   return reinterpret_cast<std::uintptr_t>(pointer) % static_cast<std::uintptr_t>(bytes) == 0;
 }
 
+/// A tensor of this dtype and rank whose last dimension is dense; one without elements may have no data.
+inline bool is_tensor(const ConstTensorView& view, DType dtype, int rank) {
+  return view.dtype() == dtype && view.rank() == rank &&
+         (view.stride(rank - 1) == 1 || view.dim(rank - 1) <= 1) &&
+         (view.present() || view.num_elements() == 0);
+}
+
 /// Whether every row of a view (its last dimension) starts at a multiple of `bytes`.
 inline bool rows_aligned(const ConstTensorView& view, std::int64_t bytes) {
   if (!is_aligned(view.data(), bytes)) return false;

@@ -116,6 +116,21 @@ __device__ __forceinline__ void arrive_at_peer(std::uint32_t barrier, int rank) 
       : "memory");
 }
 
+/// The float at the same place in the shared memory of CTA `rank` of the cluster, which may be this one.
+__device__ __forceinline__ float load_from_peer(std::uint32_t s_address, int rank) {
+  float x = 0;
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [remote];\n"
+      "}\n"
+      : "=f"(x)
+      : "r"(s_address), "r"(rank)
+      : "memory");
+  return x;
+}
+
 // --- Bulk copies ("cp.async.bulk", "cp.async.bulk.tensor", "prefetch.tensormap") ---
 
 /// What L2 should do with the lines of a copy: the 64-bit policies that createpolicy.fractional makes for a
@@ -182,6 +197,17 @@ __device__ __forceinline__ void prefetch_l2(const void* g_address) {
 /// Copies 16 bytes to shared memory past L1, behind this thread's back ("cp.async").
 __device__ __forceinline__ void copy_async_16(std::uint32_t s_dst, const void* g_src) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(s_dst), "l"(g_src) : "memory");
+}
+
+/// Makes a group of this thread's copy_async_16 since the last one, which may be none.
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/// Waits for all of this thread's groups but the newest kPending; what they brought is then there for this thread.
+template <int kPending>
+__device__ __forceinline__ void wait_copies_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 /// Waits for all of this thread's copy_async_16; what they brought is then there for this thread.

@@ -30,29 +30,47 @@ __device__ __forceinline__ T warp_sum(T x) {
   return x;
 }
 
+/// The block's sum, of whole warps: that of warp_sum over the warps' sums. All threads must call it; `s_warp` may be
+/// used again at once.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, T (&s_warp)[kWarpLanes]) {
+  const T of_warp = warp_sum(x);
+  if (lane_index() == 0) s_warp[warp_index()] = of_warp;
+  __syncthreads();
+  const int num_warps = static_cast<int>(blockDim.x) / kWarpLanes;
+  const T sum = warp_sum(lane_index() < num_warps ? s_warp[lane_index()] : T{});
+  __syncthreads();
+  return sum;
+}
+
+/// Sum over the lanes up to and including this one.
+template <class T>
+__device__ __forceinline__ T warp_scan(T x) {
+  for (int step = 1; step < kWarpLanes; step *= 2) {
+    const T left = __shfl_up_sync(kAllLanes, x, step);
+    if (lane_index() >= step) x += left;
+  }
+  return x;
+}
+
+template <class T>
 struct ScanResult {
-  int before = 0;  ///< sum over the threads before this one
-  int total = 0;   ///< sum over all threads
+  T before{};  ///< sum over the threads before this one
+  T total{};   ///< sum over all threads
 };
 
-/// Prefix sums over a block of whole warps. All threads must call it; `s_warp` may be used again at once.
-__device__ __forceinline__ ScanResult block_scan(int x, int (&s_warp)[kWarpLanes]) {
-  int inclusive = x;
-  for (int step = 1; step < kWarpLanes; step *= 2) {
-    const int left = __shfl_up_sync(kAllLanes, inclusive, step);
-    if (lane_index() >= step) inclusive += left;
-  }
+/// Prefix sums of integers over a block of whole warps. All threads must call it; `s_warp` may be used again at
+/// once.
+template <class T>
+__device__ __forceinline__ ScanResult<T> block_scan(T x, T (&s_warp)[kWarpLanes]) {
+  const T inclusive = warp_scan(x);
   if (lane_index() == kWarpLanes - 1) s_warp[warp_index()] = inclusive;
   __syncthreads();
   const int num_warps = static_cast<int>(blockDim.x) / kWarpLanes;
-  int sum = lane_index() < num_warps ? s_warp[lane_index()] : 0;
-  for (int step = 1; step < kWarpLanes; step *= 2) {
-    const int left = __shfl_up_sync(kAllLanes, sum, step);
-    if (lane_index() >= step) sum += left;
-  }
-  const int warps_before = __shfl_sync(kAllLanes, sum, max(warp_index() - 1, 0));
+  const T sum = warp_scan(lane_index() < num_warps ? s_warp[lane_index()] : T{});
+  const T warps_before = __shfl_sync(kAllLanes, sum, max(warp_index() - 1, 0));
   __syncthreads();
-  return {.before = (warp_index() == 0 ? 0 : warps_before) + inclusive - x,
+  return {.before = (warp_index() == 0 ? T{} : warps_before) + inclusive - x,
           .total = __shfl_sync(kAllLanes, sum, kWarpLanes - 1)};
 }
 

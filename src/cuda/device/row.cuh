@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "core/bf16.h"
+#include "cuda/device/elements.cuh"
 #include "cuda/device/ptx.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/device/scale.cuh"
@@ -24,13 +25,6 @@ inline constexpr int kHalfRow = kLatentDim / 2;                 // elements betw
 struct LatentRow {
   std::uint32_t word[kLaneWords];
 };
-
-__device__ __forceinline__ float low_bf16(std::uint32_t word) {
-  return bits_to_float(word << 16);
-}
-__device__ __forceinline__ float high_bf16(std::uint32_t word) {
-  return bits_to_float(word & 0xffff0000U);
-}
 
 /// kAligned: the row starts at a multiple of 16 bytes; else it is read two bytes at a time.
 template <bool kAligned>
