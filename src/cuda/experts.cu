@@ -120,12 +120,12 @@ template <class Op, class S>
 void launch_product(const ProductArgs& args, const ProductMaps& maps, int sms, cudaStream_t stream) {
   const auto kernel = product_kernel<Op, S>;
   SNAPMLA_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes));
-  launch_overlapped(kernel, dim3(static_cast<unsigned>(sms / S::kPeers * S::kPeers)), S::kThreads, S::kBytes,
-                    stream, args, maps);
+  launch_overlapped(kernel, dim3(static_cast<unsigned>(sms)), S::kThreads, S::kBytes, stream, args, maps);
 }
 
 template <class S>
-void launch_products(const ExpertsParams& p, const Workspace& space, int sms, cudaStream_t stream) {
+void launch_products(const ExpertsParams& p, const Workspace& space, CachePolicy weights_policy, int sms,
+                     cudaStream_t stream) {
   const std::int64_t pairs = p.expert.dim(0) * p.expert.dim(1);
   const std::int64_t hidden = p.x.dim(1);
   const std::int64_t inter = p.gate.dim(1);
@@ -136,9 +136,10 @@ void launch_products(const ExpertsParams& p, const Workspace& space, int sms, cu
     return ProductArgs{.num_tiles = space.num_tiles,
                        .tiles = space.tiles,
                        .rows = static_cast<int>(rows),
-                       .row_sets = num_row_sets(static_cast<int>(rows), S::kPeers, outputs),
+                       .row_sets = num_row_sets(static_cast<int>(rows), outputs),
                        .stages = static_cast<int>((columns + kTileDims - 1) / kTileDims),
-                       .out = out};
+                       .out = out,
+                       .weights_policy = weights_policy};
   };
   launch_product<GateUp, S>(arguments(inter, hidden, GateUp::kOutputs, space.hidden),
                             {.first = make_matrix_map(p.gate, kTileRows),
@@ -183,21 +184,27 @@ void experts(const ExpertsParams& params, cudaStream_t stream) {
   const Workspace space = carve_workspace(params.workspace.as<std::byte>(), tokens * top_k, params.x.dim(1),
                                           params.gate.dim(1), experts);
   SNAPMLA_ASSERT(params.workspace.dim(0) >= space.bytes);
-  const int width = tile_width(tokens, top_k, experts + params.identities);
+  const double likely = likely_tokens(tokens, top_k, experts + params.identities);
+  const int width = tile_width(likely);
+  const CachePolicy policy =
+      tiles_of(likely, width) == 1 ? CachePolicy::kEvictFirst : CachePolicy::kEvictNormal;
   const int sms = num_sms();
   launch_group(params, space, width, sms, stream);
   switch (width) {
     case 16:
-      launch_products<Shape<16>>(params, space, sms, stream);
+      launch_products<Shape<16>>(params, space, policy, sms, stream);
       break;
     case 64:
-      launch_products<Shape<64>>(params, space, sms, stream);
+      launch_products<Shape<64>>(params, space, policy, sms, stream);
       break;
     case 128:
-      launch_products<Shape<128>>(params, space, sms, stream);
+      launch_products<Shape<128>>(params, space, policy, sms, stream);
+      break;
+    case 192:
+      launch_products<Shape<192>>(params, space, policy, sms, stream);
       break;
     default:
-      launch_products<Shape<256>>(params, space, sms, stream);
+      launch_products<Shape<256>>(params, space, policy, sms, stream);
   }
   launch_sum(params, space, stream);
 }

@@ -365,12 +365,17 @@ TEST(ExpertsArguments, SizesThatCannotBeCopiedInUnitsOf16BytesAreRefused) {
 // --- How work is shared out, on the host ---
 
 TEST(ExpertsWork, AWidthHoldsWhatAnExpertWillLikelyGet) {
-  using cuda_ops::moe::tile_width;
+  const auto tile_width = [](int tokens, int top_k, int choices) {
+    return cuda_ops::moe::tile_width(cuda_ops::moe::likely_tokens(tokens, top_k, choices));
+  };
   EXPECT_EQ(tile_width(1, 6, 64), 16);
   EXPECT_EQ(tile_width(64, 6, 64), 16);
   EXPECT_EQ(tile_width(256, 6, 64), 64);
   EXPECT_EQ(tile_width(64, 8, 8), 64);  // every expert has every token, and never more
   EXPECT_EQ(tile_width(65, 8, 8), 128);
+  EXPECT_EQ(tile_width(192, 8, 12), 192);
+  EXPECT_EQ(tile_width(256, 8, 8), 256);
+  EXPECT_EQ(tile_width(300, 8, 8), 192);  // two tiles of 192 ask L2 for less than two of 256
   EXPECT_EQ(tile_width(4096, 6, 64), 256);
 }
 
@@ -392,24 +397,18 @@ TEST(ExpertsWork, TilesHaveRoomWhateverTheRouting) {
 }
 
 TEST(ExpertsWork, ItemsCoverEveryRowOfEveryTileOnce) {
-  for (const int peers : {1, 2}) {
-    for (const int outputs : {64, 128}) {
-      for (const int rows : {8, 64, 72, 128, 136, 320}) {
-        for (const int tiles : {1, 3, 7}) {
-          const int row_sets = cuda_ops::moe::num_row_sets(rows, peers, outputs);
-          std::set<std::pair<int, int>> seen;
-          for (int item = 0; item < tiles * row_sets; ++item) {
-            for (int rank = 0; rank < peers; ++rank) {
-              const auto place = place_of_item(item, tiles, peers, rank, outputs);
-              ASSERT_TRUE(place.tile >= 0 && place.tile < tiles && place.first_row % outputs == 0);
-              ASSERT_TRUE(seen.emplace(place.tile, place.first_row).second);
-              // the CTAs of a cluster share their tokens
-              ASSERT_EQ(place.tile, place_of_item(item, tiles, peers, 0, outputs).tile);
-            }
-          }
-          for (int tile = 0; tile < tiles; ++tile) {
-            for (int row = 0; row < rows; row += outputs) ASSERT_TRUE(seen.count({tile, row}) == 1);
-          }
+  for (const int outputs : {64, 128}) {
+    for (const int rows : {8, 64, 72, 128, 136, 320}) {
+      for (const int tiles : {1, 3, 7}) {
+        const int row_sets = cuda_ops::moe::num_row_sets(rows, outputs);
+        std::set<std::pair<int, int>> seen;
+        for (int item = 0; item < tiles * row_sets; ++item) {
+          const auto place = place_of_item(item, tiles, outputs);
+          ASSERT_TRUE(place.tile >= 0 && place.tile < tiles && place.first_row % outputs == 0);
+          ASSERT_TRUE(seen.emplace(place.tile, place.first_row).second);
+        }
+        for (int tile = 0; tile < tiles; ++tile) {
+          for (int row = 0; row < rows; row += outputs) ASSERT_TRUE(seen.count({tile, row}) == 1);
         }
       }
     }

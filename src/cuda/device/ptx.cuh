@@ -104,18 +104,6 @@ __device__ __forceinline__ void sync_cluster() {
           : "memory");
 }
 
-/// One arrival on the barrier at the same place in CTA `rank` of the cluster, which may be this one.
-__device__ __forceinline__ void arrive_at_peer(std::uint32_t barrier, int rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-      "}\n" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-
 /// The float at the same place in the shared memory of CTA `rank` of the cluster, which may be this one.
 __device__ __forceinline__ float load_from_peer(std::uint32_t s_address, int rank) {
   float x = 0;
@@ -169,18 +157,6 @@ __device__ __forceinline__ void copy_tile(std::uint32_t s_dst, const CUtensorMap
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
       " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(s_dst),
       "l"(map), "r"(column), "r"(row), "r"(page), "r"(barrier), "l"(static_cast<std::uint64_t>(policy))
-      : "memory");
-}
-
-/// The same to the same place of every CTA of the cluster whose rank's bit is set in `ranks`; the bytes complete on the
-/// barrier at that place of each.
-__device__ __forceinline__ void copy_tile_to_cluster(std::uint32_t s_dst, const CUtensorMap* map, int column,
-                                                     int row, int page, std::uint32_t barrier,
-                                                     std::uint16_t ranks) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
-      " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(s_dst),
-      "l"(map), "r"(column), "r"(row), "r"(page), "r"(barrier), "h"(ranks)
       : "memory");
 }
 

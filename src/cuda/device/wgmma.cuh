@@ -88,6 +88,7 @@ __device__ __forceinline__ void pin(std::uint32_t (&values)[kCount]) {
 #define SNAPMLA_NAMES_8 SNAPMLA_NAMES_4 ",%4,%5,%6,%7"
 #define SNAPMLA_NAMES_16 SNAPMLA_NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define SNAPMLA_NAMES_32 SNAPMLA_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define SNAPMLA_NAMES_48 SNAPMLA_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define SNAPMLA_NAMES_64                                                          \
   SNAPMLA_NAMES_32                                                                \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50," \
@@ -96,6 +97,7 @@ __device__ __forceinline__ void pin(std::uint32_t (&values)[kCount]) {
 #define SNAPMLA_REGS_8(d, i) SNAPMLA_REGS_4(d, i), SNAPMLA_REGS_4(d, i + 4)
 #define SNAPMLA_REGS_16(d, i) SNAPMLA_REGS_8(d, i), SNAPMLA_REGS_8(d, i + 8)
 #define SNAPMLA_REGS_32(d, i) SNAPMLA_REGS_16(d, i), SNAPMLA_REGS_16(d, i + 16)
+#define SNAPMLA_REGS_48(d, i) SNAPMLA_REGS_32(d, i), SNAPMLA_REGS_16(d, i + 32)
 #define SNAPMLA_REGS_64(d, i) SNAPMLA_REGS_32(d, i), SNAPMLA_REGS_32(d, i + 32)
 
 // One product. `shape` and `tail` are PTX text; the operands behind D are numbered as `a`, `b` and `flag`
@@ -141,6 +143,9 @@ __device__ __forceinline__ void mma_e4m3(float (&d)[4], const std::uint32_t (&a)
 __device__ __forceinline__ void mma_bf16(float (&d)[64], Descriptor a, Descriptor b, bool accumulate) {
   SNAPMLA_MMA_SS(64, "m64n128k16.f32.bf16.bf16", "%64", "%65", "%66", "1, 1, 0, 0");
 }
+__device__ __forceinline__ void mma_bf16(float (&d)[48], Descriptor a, Descriptor b, bool accumulate) {
+  SNAPMLA_MMA_SS(48, "m64n96k16.f32.bf16.bf16", "%48", "%49", "%50", "1, 1, 0, 0");
+}
 __device__ __forceinline__ void mma_bf16(float (&d)[32], Descriptor a, Descriptor b, bool accumulate) {
   SNAPMLA_MMA_SS(32, "m64n64k16.f32.bf16.bf16", "%32", "%33", "%34", "1, 1, 0, 0");
 }
@@ -174,11 +179,13 @@ __device__ __forceinline__ void mma_bf16_rows(float (&d)[32], const std::uint32_
 #undef SNAPMLA_MMA_RS
 #undef SNAPMLA_MMA_SS
 #undef SNAPMLA_REGS_64
+#undef SNAPMLA_REGS_48
 #undef SNAPMLA_REGS_32
 #undef SNAPMLA_REGS_16
 #undef SNAPMLA_REGS_8
 #undef SNAPMLA_REGS_4
 #undef SNAPMLA_NAMES_64
+#undef SNAPMLA_NAMES_48
 #undef SNAPMLA_NAMES_32
 #undef SNAPMLA_NAMES_16
 #undef SNAPMLA_NAMES_8

@@ -27,20 +27,26 @@ inline constexpr std::uint32_t kRowBytes = 2 * kTileDims;
 inline constexpr std::uint32_t kWeightTileBytes = kTileRows * kRowBytes;
 inline constexpr std::uint32_t kSharedBytes = 232448;  ///< 227 KB, what a CTA can have on Hopper
 
-/// Widths of token tiles. From 128 on two CTAs that work on neighbouring rows form a cluster and load half of the
-/// tokens each, for both: else they would ask L2 for twice to three times the weights' bytes. 256 tokens take two
-/// warpgroups, whose sums would not fit in the registers of one.
-inline constexpr std::array<int, 4> kWidths{16, 64, 128, 256};
+/// Widths of token tiles. More than 128 tokens take two warpgroups, whose sums would not fit in the registers of one. Clusters of two
+/// CTAs that shared their tokens by multicast cost 20 to 35 % at widths 128 and 256 (bench/results/experts-variants-h100.csv).
+inline constexpr std::array<int, 5> kWidths{16, 64, 128, 192, 256};
 
-/// The width for `tokens` tokens that choose `top_k` of `choices` experts each: where chance alone decides, an expert
-/// gets more in one of 700 cases. More take more tiles, which are worked on side by side and share the weights in L2.
-inline int tile_width(std::int64_t tokens, std::int64_t top_k, std::int64_t choices) {
+/// Tokens that an expert will hardly exceed where chance alone decides (in one of 700 cases), if `tokens` tokens choose `top_k` of
+/// `choices` experts each.
+inline double likely_tokens(std::int64_t tokens, std::int64_t top_k, std::int64_t choices) {
   const double mean = static_cast<double>(tokens * top_k) / static_cast<double>(choices);
-  const double likely = std::min(static_cast<double>(tokens), mean + 3 * std::sqrt(mean));
-  for (const int width : kWidths) {
-    if (width >= likely) return width;
-  }
-  return kWidths.back();
+  return std::min(static_cast<double>(tokens), mean + 3 * std::sqrt(mean));
+}
+
+/// Token tiles of an expert with `likely` tokens.
+inline int tiles_of(double likely, int width) {
+  return std::max(1, static_cast<int>(std::ceil(likely / width)));
+}
+
+/// The width that asks least of L2, which bounds wide tiles: a tile asks for the rows of its weights, 128 a CTA, and of its tokens.
+inline int tile_width(double likely) {
+  const auto rows = [likely](int width) { return tiles_of(likely, width) * (2 * kTileRows + width); };
+  return *std::min_element(kWidths.begin(), kWidths.end(), [&](int a, int b) { return rows(a) < rows(b); });
 }
 
 /// No routing of `pairs` pairs (a token and one expert of its choice) makes more tiles: the full ones hold `width`
@@ -61,7 +67,6 @@ struct Shape {
   static constexpr int kWidth = kTokens;
   static constexpr int kGroups = kWidth > 128 ? 2 : 1;   ///< warpgroups that multiply
   static constexpr int kGroupTokens = kWidth / kGroups;  ///< N of a product
-  static constexpr int kPeers = kWidth >= 128 ? 2 : 1;   ///< CTAs of a cluster
   static constexpr int kBoxRows =
       kWidth >= 128 ? 32 : 8;  ///< tokens a copy; boxes without a token are not copied
   static constexpr int kThreads = kGroups * 128 + 32;  ///< the last warp loads
@@ -77,7 +82,7 @@ struct Shape {
   static constexpr std::uint32_t kFull = kStages * kStageBytes;  ///< [kStages]: a stage has come
   static constexpr std::uint32_t kEmpty = kFull + kStages * 8;   ///< [kStages]: all have read it
   static constexpr std::uint32_t kBytes = kEmpty + kStages * 8;
-  static constexpr std::uint32_t kReaders = kPeers * kGroups * 4;  ///< warps that a stage's release waits for
+  static constexpr std::uint32_t kReaders = kGroups * 4;  ///< warps that a stage's release waits for
 
   static_assert(kStageBytes % 1024 == 0, "tiles must start where the swizzle does");
   static_assert(kStages >= 4 && kBytes <= kSharedBytes);
@@ -88,17 +93,16 @@ struct Shape {
 };
 
 /// Item `item` of num_tiles * row_sets: token tiles vary fastest, so that the tiles of one expert are in work at the
-/// same time. A row set is what the CTAs of a cluster share: `outputs` rows each.
+/// same time. A row set is `outputs` rows.
 struct ItemPlace {
   int tile;
-  int first_row;  ///< of CTA `rank` of the cluster
+  int first_row;
 };
-SNAPMLA_HOST_DEVICE constexpr ItemPlace place_of_item(int item, int num_tiles, int peers, int rank,
-                                                      int outputs) {
-  return {item % num_tiles, (item / num_tiles * peers + rank) * outputs};
+SNAPMLA_HOST_DEVICE constexpr ItemPlace place_of_item(int item, int num_tiles, int outputs) {
+  return {item % num_tiles, item / num_tiles * outputs};
 }
-SNAPMLA_HOST_DEVICE constexpr int num_row_sets(int rows, int peers, int outputs) {
-  return (rows + peers * outputs - 1) / (peers * outputs);
+SNAPMLA_HOST_DEVICE constexpr int num_row_sets(int rows, int outputs) {
+  return (rows + outputs - 1) / outputs;
 }
 
 }  // namespace snapmla::cuda_ops::moe

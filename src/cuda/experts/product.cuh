@@ -5,7 +5,7 @@
 // the weights coming at the rate of the memory: at 3 TB/s and 1 to 2 us from request to data an SM must have 24 to 48
 // KB under way all the time.
 //
-//     loading thread    weights (copied once, so L2 need not keep them), tokens -> stage          full[stage]
+//     loading thread    weights, tokens -> stage                                                  full[stage]
 //     warpgroups        4 steps of K = 16 for each of two weight tiles, sums in registers         empty[stage]
 //                       behind the last stage of an item: its results to memory, while the ring fills
 //
@@ -13,8 +13,8 @@
 // weights, which depend on nothing, and only the tokens wait. The work list may be read that early, because gate and
 // up let nobody start before the kernel that wrote it had ended.
 //
-// In a cluster (wide token tiles) each CTA copies every other box of tokens to both. A stage is free when the warps of
-// both have read it, and full when its bytes have come from both.
+// Weights of experts with one token tile are copied once, and L2 need not keep them; where an expert has several tiles, keeping them
+// saves 15 % (bench/results/experts-variants-h100.csv).
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,7 @@ struct ProductArgs {
   int row_sets;
   int stages;  ///< of an item: K / 64, rounded up
   void* out;   ///< [places, rows]
+  CachePolicy weights_policy;
 };
 
 struct ProductMaps {
@@ -59,10 +60,7 @@ template <class Op, class S>
 class Stages {
  public:
   __device__ __forceinline__ explicit Stages(const ProductArgs& args)
-      : args_(args),
-        num_tiles_(__ldcg(args.num_tiles)),
-        item_(static_cast<int>(blockIdx.x) / S::kPeers),
-        rank_(static_cast<int>(blockIdx.x) % S::kPeers) {
+      : args_(args), num_tiles_(__ldcg(args.num_tiles)), item_(static_cast<int>(blockIdx.x)) {
     load_item();
   }
 
@@ -74,7 +72,7 @@ class Stages {
     }
     if (++stage < args_.stages) return;
     stage = 0;
-    item_ += static_cast<int>(gridDim.x) / S::kPeers;
+    item_ += static_cast<int>(gridDim.x);
     load_item();
   }
 
@@ -87,7 +85,7 @@ class Stages {
  private:
   __device__ __forceinline__ void load_item() {
     if (!more()) return;
-    const ItemPlace place = place_of_item(item_, num_tiles_, S::kPeers, rank_, Op::kOutputs);
+    const ItemPlace place = place_of_item(item_, num_tiles_, Op::kOutputs);
     const int4 words = __ldcg(args_.tiles + place.tile);
     tile = {words.x, words.y, words.z};
     first_row = place.first_row;
@@ -96,22 +94,20 @@ class Stages {
   const ProductArgs& args_;
   int num_tiles_;
   int item_;
-  int rank_;
 };
 
 // --- Loading ---
 
 template <class Op, class S>
 __device__ __forceinline__ void load_weights(const Stages<Op, S>& at, const ProductMaps& maps,
-                                             std::uint32_t s_base) {
+                                             CachePolicy policy, std::uint32_t s_base) {
   const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
   const std::uint32_t full = s_base + S::kFull + 8 * at.slot;
-  constexpr CachePolicy kOnce = CachePolicy::kEvictFirst;
   arrive_expect(full, 2 * kWeightTileBytes + S::boxes(at.tile.count) * S::kBoxBytes);
   copy_tile(s_stage + S::kFirstWeights, &maps.first, at.stage * kTileDims, at.first_row, at.tile.expert, full,
-            kOnce);
+            policy);
   copy_tile(s_stage + S::kSecondWeights, &maps.second, at.stage * kTileDims, at.first_row + Op::kSecondRow,
-            at.tile.expert, full, kOnce);
+            at.tile.expert, full, policy);
 }
 
 template <class Op, class S>
@@ -120,15 +116,9 @@ __device__ __forceinline__ void load_tokens(const Stages<Op, S>& at, const Produ
   const std::uint32_t s_tokens = s_base + at.slot * S::kStageBytes + S::kTokenRows;
   const std::uint32_t full = s_base + S::kFull + 8 * at.slot;
   const int boxes = S::boxes(at.tile.count);
-  if constexpr (S::kPeers == 1) {
-    for (int i = 0; i < boxes; ++i)
-      copy_tile(s_tokens + i * S::kBoxBytes, &maps.tokens, at.stage * kTileDims,
-                at.tile.first + i * S::kBoxRows, 0, full);
-  } else {
-    for (int i = static_cast<int>(blockIdx.x) % S::kPeers; i < boxes; i += S::kPeers)
-      copy_tile_to_cluster(s_tokens + i * S::kBoxBytes, &maps.tokens, at.stage * kTileDims,
-                           at.tile.first + i * S::kBoxRows, 0, full, (1U << S::kPeers) - 1);
-  }
+  for (int i = 0; i < boxes; ++i)
+    copy_tile(s_tokens + i * S::kBoxBytes, &maps.tokens, at.stage * kTileDims,
+              at.tile.first + i * S::kBoxRows, 0, full);
 }
 
 template <class Op, class S>
@@ -138,29 +128,25 @@ __device__ __forceinline__ void run_loads(const ProductArgs& args, const Product
   if constexpr (Op::kStartsEarly) {
     Stages<Op, S> tokens = at;
     int early = 0;
-    for (; early < S::kStages && at.more(); ++early, at.next()) load_weights(at, maps, s_base);
+    for (; early < S::kStages && at.more(); ++early, at.next())
+      load_weights(at, maps, args.weights_policy, s_base);
     wait_for_previous_grid();
     for (; early > 0; --early, tokens.next()) load_tokens(tokens, maps, s_base);
   }
   for (; at.more(); at.next()) {
     wait(s_base + S::kEmpty + 8 * at.slot, at.phase ^ 1);
-    load_weights(at, maps, s_base);
+    load_weights(at, maps, args.weights_policy, s_base);
     load_tokens(at, maps, s_base);
   }
 }
 
 // --- Multiplying ---
 
-/// The warp has read a stage: tells the loading threads that may refill it.
+/// The warp has read a stage: tells the loading thread, which may refill it.
 template <class S>
 __device__ __forceinline__ void release(std::uint32_t s_base, std::uint32_t slot, int lane) {
   __syncwarp();
-  const std::uint32_t empty = s_base + S::kEmpty + 8 * slot;
-  if constexpr (S::kPeers == 1) {
-    if (lane == 0) arrive(empty);
-  } else {
-    if (lane < S::kPeers) arrive_at_peer(empty, lane);
-  }
+  if (lane == 0) arrive(s_base + S::kEmpty + 8 * slot);
 }
 
 /// The sums of one item for the tokens of warpgroup `group`, from `at` on; moves `at` to the item's last stage.
@@ -278,7 +264,7 @@ __device__ __forceinline__ void run_products(const ProductArgs& args, std::uint3
 }
 
 template <class Op, class S>
-__global__ void __cluster_dims__(S::kPeers, 1, 1) __launch_bounds__(S::kThreads, 1)
+__global__ void __launch_bounds__(S::kThreads, 1)
     product_kernel(const __grid_constant__ ProductArgs args, const __grid_constant__ ProductMaps maps) {
   extern __shared__ __align__(1024) std::uint8_t s_memory[];
   const std::uint32_t s_base = shared_address(s_memory);
@@ -294,11 +280,7 @@ __global__ void __cluster_dims__(S::kPeers, 1, 1) __launch_bounds__(S::kThreads,
     prefetch_map(&maps.second);
     prefetch_map(&maps.tokens);
   }
-  if constexpr (S::kPeers == 1) {
-    __syncthreads();
-  } else {
-    sync_cluster();  // a peer's copies and arrivals find the barriers of this CTA
-  }
+  __syncthreads();
   if (!Op::kStartsEarly) wait_for_previous_grid();
   launch_next_grid();
   if (warp == S::kGroups * 4) {
@@ -308,7 +290,6 @@ __global__ void __cluster_dims__(S::kPeers, 1, 1) __launch_bounds__(S::kThreads,
     if (Op::kStartsEarly) wait_for_previous_grid();
     run_products<Op, S>(args, s_base, warp / 4, warp % 4, lane);
   }
-  if constexpr (S::kPeers > 1) sync_cluster();  // none leaves while a peer may still arrive at its barriers
 }
 
 }  // namespace snapmla::cuda_ops::moe
