@@ -23,6 +23,7 @@ struct Command {
 Command add_run(CLI::App& program);
 Command add_chat(CLI::App& program);
 Command add_eval(CLI::App& program);
+Command add_study(CLI::App& program);
 Command add_bench_kernel(CLI::App& bench);
 Command add_bench_throughput(CLI::App& bench);
 Command add_inspect(CLI::App& program);

@@ -30,10 +30,11 @@ int usage_error(const CLI::App& program, const CLI::ParseError& error) {
   const auto subs = program.get_subcommands();
   if (subs.empty() && dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
     const std::vector<std::string> words = program.remaining();
-    return report(fmt::format("[usage] a COMMAND is needed: run, chat, eval, bench, inspect or doctor; got "
-                              "{}; see snapmla --help",
-                              words.empty() ? "none" : "'" + words.front() + "'"),
-                  kUsageError);
+    return report(
+        fmt::format("[usage] a COMMAND is needed: run, chat, eval, study, bench, inspect or doctor; got "
+                    "{}; see snapmla --help",
+                    words.empty() ? "none" : "'" + words.front() + "'"),
+        kUsageError);
   }
   std::string command = "snapmla";
   for (const CLI::App* app = &program; !app->get_subcommands().empty();) {
@@ -56,6 +57,7 @@ int run(int argc, const char* const* argv) {
       "  snapmla run --compare -p \"In the beginning\"    FP8 cache beside BF16 cache\n"
       "  snapmla chat DIR                               talk with a model through its chat template\n"
       "  snapmla eval --passkey                         what FP8 costs in quality\n"
+      "  snapmla study --parts formats                  what each choice of the format costs\n"
       "  snapmla bench kernel --check                   how fast the attention ops are\n"
       "  snapmla bench throughput --prefix-len 512      how fast the engine gets through many requests\n"
       "  snapmla inspect models/tiny-mla --gib 16       what fits\n"
@@ -63,11 +65,13 @@ int run(int argc, const char* const* argv) {
   const Command run = snapmla::apps::add_run(program);
   const Command chat = snapmla::apps::add_chat(program);
   const Command eval = snapmla::apps::add_eval(program);
+  const Command study = snapmla::apps::add_study(program);
   CLI::App& bench = *program.add_subcommand("bench", "Measure the attention ops, or the engine");
   bench.require_subcommand(1);
   const std::array commands{run,
                             chat,
                             eval,
+                            study,
                             snapmla::apps::add_bench_kernel(bench),
                             snapmla::apps::add_bench_throughput(bench),
                             snapmla::apps::add_inspect(program),
