@@ -168,6 +168,32 @@ def render_errors(record: dict) -> list[str]:
     return [*table(header, lines), "", f"<sub>`{command}` on {device}; batch 132.</sub>"]
 
 
+MODELS = {"deepseek-v2-lite": "DeepSeek-V2-Lite", "deepseek-v3": "DeepSeek-V3", "kimi-k2": "Kimi K2"}
+
+
+def render_throughput(record: dict) -> list[str]:
+    """Decode steps of whole models, both caches at the largest batch, from the table of `snapmla bench throughput`."""
+    by_point: dict[tuple, dict[str, dict]] = {}
+    for row in record["rows"]:
+        if row["batch_asked"] == "max":
+            key = (row["model"], row["layers"], row["expert_slice"], int(row["context"]))
+            by_point.setdefault(key, {})[row["kv_dtype"]] = row
+    lines = []
+    for (model, layers, part, context), rows in by_point.items():
+        fp8, bf16 = rows["fp8"], rows["bf16"]
+        share = 100 * float(fp8["floor_ms"]) / float(fp8["step_ms"])
+        lines.append([
+            MODELS[model] + ("" if part == "0/1" else f", {layers} layers, a rank of {part.split('/')[1]}"), f"{context // 1024}K",
+            bf16["batch"], fp8["batch"], f"{float(bf16['tokens_per_s']):,.0f}", f"{float(fp8['tokens_per_s']):,.0f}",
+            f"{float(fp8['ratio_vs_bf16']):.2f}", f"{float(fp8['step_ms']):.1f}", f"{share:.0f} %",
+        ])
+    header = ["model", "context", "requests, BF16", "requests, FP8", "tokens/s, BF16", "tokens/s, FP8", "FP8 / BF16", "step, ms",
+              "of its floor"]
+    heads = [json.loads(line) for line in record["comments"]]
+    commands = "; ".join(f"`{head['command']}`" for head in heads)
+    return [*table(header, lines), "", f"<sub>{commands} on {heads[0]['machine']}, {heads[0]['date']}, at {heads[0]['commit']}.</sub>"]
+
+
 BLOCKS = {  # between <!-- NAME:begin --> and <!-- NAME:end --> in README.md
     "results": (
         (render_eval, "eval-tiny-mla-cpu.json"),
@@ -175,6 +201,7 @@ BLOCKS = {  # between <!-- NAME:begin --> and <!-- NAME:end --> in README.md
         (render_bench, "engine-tiny-mla-cpu.json"),
     ),
     "kernels": ((render_grid, "decode-h100.csv"),),
+    "throughput": ((render_throughput, "throughput-h100.csv"),),
     "errors": ((render_errors, "error-vs-length-peers-h100.csv"),),
 }
 
