@@ -305,7 +305,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"Skewed", 200, 6, 256, 128, 24, 2, Routing::kSkewed, true},
                       Case{"EveryExpertEveryToken", 64, 8, 256, 128, 8},
                       Case{"Wide", 128, 8, 256, 192, 8, 0, Routing::kRandom, true},
-                      Case{"Wider", 300, 8, 256, 128, 8}, Case{"WiderOddSizes", 257, 2, 200, 88, 3},
+                      Case{"Widest", 400, 8, 256, 128, 8}, Case{"Wider", 300, 8, 256, 128, 8},
+                      Case{"WiderOddSizes", 257, 2, 200, 88, 3},
                       Case{"ManyStages", 48, 4, 1024, 704, 6, 0, Routing::kRandom, true},
                       Case{"ManyStagesWide", 200, 4, 1024, 704, 6}, Case{"Prefill", 2100, 2, 128, 64, 40, 3}),
     [](const auto& test) { return std::string(test.param.name); });

@@ -27,8 +27,9 @@ inline constexpr std::uint32_t kRowBytes = 2 * kTileDims;
 inline constexpr std::uint32_t kWeightTileBytes = kTileRows * kRowBytes;
 inline constexpr std::uint32_t kSharedBytes = 232448;  ///< 227 KB, what a CTA can have on Hopper
 
-/// Widths of token tiles. More than 128 tokens take two warpgroups, whose sums would not fit in the registers of one. Clusters of two
-/// CTAs that shared their tokens by multicast cost 20 to 35 % at widths 128 and 256 (bench/results/experts-variants-h100.csv).
+/// Widths of token tiles. More than 128 tokens take two warpgroups, whose sums would not fit in the registers of one.
+/// Clusters of two CTAs that shared their tokens by multicast took 36 to 44 % more time in decoding and gained 10 % in
+/// one prefill of four (bench/results/experts-variants-h100.csv).
 inline constexpr std::array<int, 5> kWidths{16, 64, 128, 192, 256};
 
 /// Tokens that an expert will hardly exceed where chance alone decides (in one of 700 cases), if `tokens` tokens choose `top_k` of
@@ -93,7 +94,7 @@ struct Shape {
 };
 
 /// Item `item` of num_tiles * row_sets: token tiles vary fastest, so that the tiles of one expert are in work at the
-/// same time. A row set is `outputs` rows.
+/// same time.
 struct ItemPlace {
   int tile;
   int first_row;
