@@ -179,7 +179,9 @@ def render_throughput(record: dict) -> list[str]:
             key = (row["model"], row["layers"], row["expert_slice"], int(row["context"]))
             by_point.setdefault(key, {})[row["kv_dtype"]] = row
     lines = []
-    for (model, layers, part, context), rows in by_point.items():
+    order = list(MODELS)
+    points = sorted(by_point.items(), key=lambda item: (order.index(item[0][0]), int(item[0][1]), item[0][3]))
+    for (model, layers, part, context), rows in points:
         fp8, bf16 = rows["fp8"], rows["bf16"]
         share = 100 * float(fp8["floor_ms"]) / float(fp8["step_ms"])
         lines.append([
@@ -190,8 +192,10 @@ def render_throughput(record: dict) -> list[str]:
     header = ["model", "context", "requests, BF16", "requests, FP8", "tokens/s, BF16", "tokens/s, FP8", "FP8 / BF16", "step, ms",
               "of its floor"]
     heads = [json.loads(line) for line in record["comments"]]
-    commands = "; ".join(f"`{head['command']}`" for head in heads)
-    return [*table(header, lines), "", f"<sub>{commands} on {heads[0]['machine']}, {heads[0]['date']}, at {heads[0]['commit']}.</sub>"]
+    return [*table(header, lines), "",
+            f"<sub>`snapmla bench throughput` with `--prefill synthetic --max-num-seqs max`, the commands at the head of "
+            f"`bench/results/throughput-h100.csv`, on {heads[0]['machine']}, CUDA {heads[0]['cuda']}, {heads[0]['date']}, at "
+            f"{heads[0]['commit']}.</sub>"]
 
 
 BLOCKS = {  # between <!-- NAME:begin --> and <!-- NAME:end --> in README.md
