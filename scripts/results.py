@@ -204,6 +204,11 @@ BLOCKS = {  # between <!-- NAME:begin --> and <!-- NAME:end --> in README.md
         (render_eval, "pairs-tiny-mla-cpu.json"),
         (render_bench, "engine-tiny-mla-cpu.json"),
     ),
+    "quality": (
+        (render_eval, "eval-perplexity-h100.json"),
+        (render_eval, "eval-passkey-h100.json"),
+        (render_eval, "eval-pairs-h100.json"),
+    ),
     "kernels": ((render_grid, "decode-h100.csv"),),
     "throughput": ((render_throughput, "throughput-h100.csv"),),
     "errors": ((render_errors, "error-vs-length-peers-h100.csv"),),
