@@ -219,12 +219,9 @@ void run_fake(const ChaosParams& params, Backend& backend = reference()) {
   Chaos(params, crowd, single, log.get()).run();
 }
 
-void run_real(const ChaosParams& params, CacheFormat format, On on = On::kReference) {
+void run_model(const ChaosParams& params, const std::string& model, CacheFormat format, On on) {
   if (const std::string reason = testing::why_not(on); !reason.empty()) GTEST_SKIP() << reason;
-  const testing::TempDir dir;
-  testing::write_checkpoint(dir.path(), testing::tiny_config(), 5);
-  testing::write_file(dir.file("tokenizer.json"), testing::byte_tokenizer_json());
-  EngineOptions options{.model_dir = dir.path(),
+  EngineOptions options{.model_dir = model,
                         .backend = &testing::backend(on),
                         .cache_format = format,
                         .max_seq_len = 300,
@@ -237,6 +234,13 @@ void run_real(const ChaosParams& params, CacheFormat format, On on = On::kRefere
   options.enable_prefix_caching = false;
   Engine single(options);
   Chaos(params, crowd, single).run();
+}
+
+void run_real(const ChaosParams& params, CacheFormat format, On on = On::kReference) {
+  const testing::TempDir dir;
+  testing::write_checkpoint(dir.path(), testing::tiny_config(), 5);
+  testing::write_file(dir.file("tokenizer.json"), testing::byte_tokenizer_json());
+  run_model(params, dir.path(), format, on);
 }
 
 TEST(Chaos, FakeModel) {
@@ -269,6 +273,10 @@ TEST(ChaosSlow, RandomModelBf16) {
 }
 TEST(ChaosSlow, RandomModelFp8OnCuda) {
   run_real({.num_requests = 10000, .vocab = 300, .seed = 5}, CacheFormat::kFp8, On::kCuda);
+}
+TEST(ChaosSlow, BundledModelOnCuda) {
+  run_model({.num_requests = 10000, .vocab = 2048, .seed = 7},
+            std::string(SNAPMLA_SOURCE_DIR) + "/models/tiny-mla", CacheFormat::kFp8, On::kCuda);
 }
 TEST(ChaosSlow, RandomModelBf16OnCuda) {
   run_real({.num_requests = 1000, .vocab = 300, .seed = 6}, CacheFormat::kBf16, On::kCuda);
