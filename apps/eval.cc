@@ -15,11 +15,15 @@
 #include "engine/tokenizer.h"
 #include "eval_report.h"
 #include "evaluation.h"
+#include "greedy.h"
 #include "model/config.h"
 #include "output_file.h"
 #include "progress.h"
 #include "retrieval.h"
 #include "snapmla/backend.h"
+#include "study/fake_cache_backend.h"
+#include "study/record.h"
+#include "task_file.h"
 #include "terminal.h"
 
 namespace snapmla::apps {
@@ -33,6 +37,10 @@ struct EvalOptions {
   std::string text;
   std::int64_t tokens = 10240;
   int max_context = 0;
+  std::string fake_format;
+  std::string tasks;
+  int greedy = 0;
+  int greedy_tokens = 512;
   bool passkey = false;
   int pairs = 0;
   std::vector<int> lengths{512, 1024, 2048, 4096};
@@ -45,13 +53,28 @@ struct EvalOptions {
 
 /// What one evaluation works with.
 struct Session {
+  std::unique_ptr<FakeCacheBackend> fake;  ///< of the engine called fp8, if it is not
   std::optional<Engine> bf16;
   std::optional<Engine> fp8;
   std::string text;
   int max_context = 0;
 
   [[nodiscard]] const Engine& any() const { return bf16 ? *bf16 : *fp8; }
+  [[nodiscard]] Caches caches() { return {.bf16 = bf16 ? &*bf16 : nullptr, .fp8 = fp8 ? &*fp8 : nullptr}; }
 };
+
+constexpr int kGreedyPrompt = 256;
+
+/// A BF16 cache that holds what `name` would restore, calibrated over the end of the text.
+std::unique_ptr<FakeCacheBackend> make_fake(const std::string& name, const std::string& dir, Backend& backend,
+                                            const std::string& text) {
+  constexpr int kLength = 64;  // what is recorded at this length is not used: the calibration is
+  const auto* format = std::find_if(kQuantizedFormats.begin(), kQuantizedFormats.end(),
+                                    [&](KeyFormat x) { return to_string(x) == name; });
+  Recording recording = record_activations(
+      {.model_dir = dir, .backend = &backend, .text = text, .lengths = {kLength}, .steps = 1});
+  return std::make_unique<FakeCacheBackend>(backend, *format, std::move(recording.calibration));
+}
 
 Session open_session(const EvalOptions& options) {
   const std::string dir = find_model(options.common.model);
@@ -63,6 +86,8 @@ Session open_session(const EvalOptions& options) {
   int longest = options.tokens > 0 ? session.max_context : 1;
   if (retrieval)
     longest = std::max(longest, *std::max_element(options.lengths.begin(), options.lengths.end()));
+  if (options.greedy > 0) longest = std::max(longest, kGreedyPrompt + options.greedy_tokens);
+  if (!options.tasks.empty()) longest = std::max(longest, session.max_context);
   SNAPMLA_REQUIRE(longest <= config.max_position, "eval", "--max-context and --lengths must be at most ",
                   config.max_position, ", the model's own maximum; got ", longest);
   const std::string text_file =
@@ -74,22 +99,33 @@ Session open_session(const EvalOptions& options) {
   common.max_model_len = longest;
   for (const CacheFormat format : {CacheFormat::kBf16, CacheFormat::kFp8}) {
     if (options.kv_cache_dtype != "both" && options.kv_cache_dtype != to_string(format)) continue;
-    (format == CacheFormat::kFp8 ? session.fp8 : session.bf16).emplace(engine_options(common, format));
+    EngineOptions engine = engine_options(common, format);
+    if (format == CacheFormat::kFp8 && !options.fake_format.empty()) {
+      session.fake = make_fake(options.fake_format, dir, *engine.backend, session.text);
+      engine.backend = session.fake.get();
+      engine.cache_format = CacheFormat::kBf16;
+    }
+    (format == CacheFormat::kFp8 ? session.fp8 : session.bf16).emplace(engine);
   }
   spdlog::info("model {}, text {} ({} bytes), contexts up to {}", dir, text_file, session.text.size(),
                longest);
   return session;
 }
 
-TextFigures evaluate_text(Session& session, const EvalOptions& options) {
+std::vector<std::vector<std::int32_t>> tokenize_documents(const Session& session) {
   const ModelConfig& config = session.any().config();
   std::vector<std::vector<std::int32_t>> documents;
   for (const std::string& document : split_documents(session.text)) {
     documents.push_back(session.any().tokenizer().encode(document));
     if (!config.stop_tokens.empty()) documents.back().push_back(config.stop_tokens.front());
   }
-  const std::vector<Sequence> windows = make_windows(
-      documents, {.num_tokens = options.tokens, .max_context = session.max_context, .seed = options.seed});
+  return documents;
+}
+
+TextFigures evaluate_text(Session& session, const EvalOptions& options) {
+  const std::vector<Sequence> windows =
+      make_windows(tokenize_documents(session),
+                   {.num_tokens = options.tokens, .max_context = session.max_context, .seed = options.seed});
   std::int64_t total = 0;
   for (const Sequence& window : windows) total += window.num_scored();
 
@@ -104,10 +140,35 @@ TextFigures evaluate_text(Session& session, const EvalOptions& options) {
     }
     progress.update(figures.all.tokens());
   };
-  score_sequences(
-      {.bf16 = session.bf16 ? &*session.bf16 : nullptr, .fp8 = session.fp8 ? &*session.fp8 : nullptr},
-      windows, {.on_score = on_score, .after_step = {}});
+  score_sequences(session.caches(), windows, {.on_score = on_score, .after_step = {}});
   return figures;
+}
+
+/// Prompts of 256 tokens, spread evenly over the text.
+std::vector<GreedyComparison> evaluate_greedy(Session& session, const EvalOptions& options) {
+  std::vector<std::int32_t> stream;
+  for (const std::vector<std::int32_t>& document : tokenize_documents(session))
+    stream.insert(stream.end(), document.begin(), document.end());
+  SNAPMLA_REQUIRE(stream.size() >= kGreedyPrompt, "eval", "the text must have at least ", kGreedyPrompt,
+                  " tokens; got ", stream.size());
+  std::vector<std::vector<std::int32_t>> prompts;
+  const std::size_t room = stream.size() - kGreedyPrompt;
+  for (int i = 0; i < options.greedy; ++i) {
+    const auto begin = stream.begin() + static_cast<std::ptrdiff_t>(room * static_cast<std::size_t>(i) /
+                                                                    static_cast<std::size_t>(options.greedy));
+    prompts.emplace_back(begin, begin + kGreedyPrompt);
+  }
+  Progress progress("greedy texts", 2 * std::int64_t{options.greedy}, "texts");
+  std::int64_t done = 0;
+  return compare_greedy(session.caches(), prompts, options.greedy_tokens, [&] { progress.update(++done); });
+}
+
+TaskFigures evaluate_tasks(Session& session, const EvalOptions& options) {
+  const TaskSequences tasks(parse_task_file(read_text(options.tasks)), session.any().tokenizer(),
+                            session.max_context);
+  Progress progress("tasks", tasks.num_scored(), "tokens");
+  std::int64_t done = 0;
+  return tasks.score(session.caches(), [&] { progress.update(++done); });
 }
 
 RetrievalFigures evaluate_retrieval(Session& session, const EvalOptions& options, int pairs) {
@@ -142,7 +203,17 @@ RetrievalFigures evaluate_retrieval(Session& session, const EvalOptions& options
   return figures;
 }
 
+/// What options ask of each other.
+void check(const EvalOptions& options) {
+  if (options.greedy > 0 && options.kv_cache_dtype != "both")
+    throw CLI::ValidationError("--greedy", "compares two caches: it needs --kv-cache-dtype both");
+  if (!options.fake_format.empty() && options.kv_cache_dtype == "bf16")
+    throw CLI::ValidationError("--fake-format",
+                               "replaces the FP8 cache: it needs --kv-cache-dtype fp8 or both");
+}
+
 int evaluate(const EvalOptions& options) {
+  check(options);
   apply(options.common);
   const OutputFile file("--output", options.output);
   const auto start = std::chrono::steady_clock::now();
@@ -153,10 +224,13 @@ int evaluate(const EvalOptions& options) {
                     .scale_rule = options.common.scale_rule,
                     .seed = options.seed,
                     .has_bf16 = session.bf16.has_value(),
-                    .has_fp8 = session.fp8.has_value()};
+                    .has_fp8 = session.fp8.has_value(),
+                    .fake_format = options.fake_format};
   if (options.tokens > 0) result.text = evaluate_text(session, options);
   if (options.passkey) result.retrieval.push_back(evaluate_retrieval(session, options, 0));
   if (options.pairs > 0) result.retrieval.push_back(evaluate_retrieval(session, options, options.pairs));
+  if (options.greedy > 0) result.greedy = evaluate_greedy(session, options);
+  if (!options.tasks.empty()) result.tasks = evaluate_tasks(session, options);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   const std::string json = eval_json(result).dump(2) + "\n";
@@ -188,6 +262,29 @@ void add_text_options(CLI::App& app, EvalOptions& options) {
                  "longest context scored (default: 4k, or the model's maximum if that is less)")
       ->transform(human_size(kLeastContext))
       ->option_text("N");
+}
+
+void add_task_options(CLI::App& app, EvalOptions& options) {
+  app.add_option("--tasks", options.tasks,
+                 "also score a file of JSON lines, {\"context\", \"choices\", \"answer\"} or {\"text\"}")
+      ->option_text("FILE");
+  constexpr int kMostTexts = 10000;
+  app.add_option("--greedy", options.greedy, "also compare N greedy texts of both caches, token by token")
+      ->check(CLI::Range(1, kMostTexts))
+      ->option_text("N");
+  app.add_option("--greedy-tokens", options.greedy_tokens, "tokens of each of them")
+      ->transform(human_size(1))
+      ->option_text("N")
+      ->capture_default_str();
+  std::vector<std::string> formats(kQuantizedFormats.size());
+  std::transform(kQuantizedFormats.begin(), kQuantizedFormats.end(), formats.begin(),
+                 [](KeyFormat format) { return to_string(format); });
+  app.add_option(
+         "--fake-format", options.fake_format,
+         "in place of the FP8 cache a BF16 cache that is quantized and restored like this, as token-rope "
+         "(the formats of snapmla study)")
+      ->check(CLI::IsMember(formats))
+      ->option_text("NAME");
 }
 
 void add_retrieval_options(CLI::App& app, EvalOptions& options) {
@@ -225,6 +322,7 @@ Command add_eval(CLI::App& program) {
   add_model_option(*app, options->common);
   add_text_options(*app, *options);
   add_retrieval_options(*app, *options);
+  add_task_options(*app, *options);
   add_engine_options(*app, options->common);
   add_scheduler_options(*app, options->common);
   add_output_options(*app, options->common);
@@ -237,7 +335,10 @@ Command add_eval(CLI::App& program) {
       "tokens.\n\nExamples:\n"
       "  snapmla eval --passkey                            all figures of the bundled model\n"
       "  snapmla eval --tokens 0 --pairs 64 --lengths 8k   a hard retrieval test alone\n"
-      "  snapmla eval DIR --text book.txt --json           another model, another text");
+      "  snapmla eval DIR --text book.txt --json           another model, another text\n"
+      "  snapmla eval DIR --tokens 0 --tasks quiz.jsonl    multiple choice and perplexity of a file of your "
+      "own\n"
+      "  snapmla eval --greedy 16                          where long texts of the two caches part");
   return {.app = app, .run = [options] { return evaluate(*options); }};
 }
 

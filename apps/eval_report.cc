@@ -100,6 +100,59 @@ Table depth_table(const EvalResult& result, const RetrievalFigures& figures) {
   return table;
 }
 
+Table greedy_table(const std::vector<GreedyComparison>& greedy) {
+  const GreedySummary summary = summarize(greedy);
+  Table table({"greedy texts", "tokens each", "same to the end", "gap where they part, median", "largest",
+               "margin of first choices, median"});
+  table.add_row({fmt::format("{}", summary.texts), fmt::format("{}", greedy.front().tokens),
+                 fmt::format("{}", summary.same), fmt::format("{:.3f} nats", summary.median_gap),
+                 fmt::format("{:.3f} nats", summary.largest_gap),
+                 fmt::format("{:.3f} nats", summary.median_margin)});
+  return table;
+}
+
+Table question_table(const EvalResult& result, const TaskFigures& tasks) {
+  Table table({"multiple choice", "questions", "right", "right, normed"});
+  const auto row = [&](const char* cache, const TaskCounts& counts) {
+    table.add_row({cache, fmt::format("{}", tasks.questions), fmt::format("{}", counts.right),
+                   fmt::format("{}", counts.right_normed)});
+  };
+  if (result.has_bf16) row("BF16", tasks.bf16);
+  if (result.has_fp8) row("FP8", tasks.fp8);
+  return table;
+}
+
+double bits_per_byte(const TaskFigures& tasks, const Mean& perplexity) {
+  return std::log2(perplexity.value) * static_cast<double>(tasks.texts.tokens()) /
+         static_cast<double>(tasks.text_bytes);
+}
+
+Table task_text_table(const EvalResult& result, const TaskFigures& tasks, std::string_view plus_minus) {
+  Table table({"texts", "tokens", "perplexity", "bits per byte"});
+  const auto row = [&](const char* cache, const Mean& perplexity) {
+    table.add_row({cache, with_commas(tasks.texts.tokens()), with_error(perplexity, "{:.3f}", 1, plus_minus),
+                   fmt::format("{:.4f}", bits_per_byte(tasks, perplexity))});
+  };
+  if (result.has_bf16) row("BF16", tasks.texts.perplexity_bf16());
+  if (result.has_fp8) row("FP8", tasks.texts.perplexity_fp8());
+  return table;
+}
+
+/// All tables of a result, in the order they are shown.
+std::vector<Table> result_tables(const EvalResult& result, std::string_view plus_minus) {
+  std::vector<Table> tables;
+  if (result.text) tables.push_back(text_table(result, plus_minus));
+  for (const RetrievalFigures& figures : result.retrieval) {
+    tables.push_back(retrieval_table(result, figures));
+    if (figures.depth_buckets > 1) tables.push_back(depth_table(result, figures));
+  }
+  if (result.greedy) tables.push_back(greedy_table(*result.greedy));
+  if (result.tasks && result.tasks->questions > 0) tables.push_back(question_table(result, *result.tasks));
+  if (result.tasks && result.tasks->texts.tokens() > 0)
+    tables.push_back(task_text_table(result, *result.tasks, plus_minus));
+  return tables;
+}
+
 nlohmann::ordered_json mean_json(const Mean& mean) {
   return {{"value", mean.value}, {"standard_error", mean.standard_error}};
 }
@@ -137,6 +190,46 @@ nlohmann::ordered_json retrieval_json(const EvalResult& result, const RetrievalF
   return json;
 }
 
+nlohmann::ordered_json greedy_json(const std::vector<GreedyComparison>& greedy) {
+  const GreedySummary summary = summarize(greedy);
+  nlohmann::ordered_json json{{"texts", summary.texts},
+                              {"tokens", greedy.front().tokens},
+                              {"same", summary.same},
+                              {"median_gap", summary.median_gap},
+                              {"largest_gap", summary.largest_gap},
+                              {"median_margin", summary.median_margin},
+                              {"margins_below_largest_gap", summary.margins_below}};
+  for (const GreedyComparison& comparison : greedy) {
+    if (!comparison.first_difference) continue;
+    json["differences"].push_back({{"at", *comparison.first_difference}, {"gap", comparison.gap}});
+  }
+  return json;
+}
+
+nlohmann::ordered_json tasks_json(const EvalResult& result, const TaskFigures& tasks) {
+  nlohmann::ordered_json json;
+  if (tasks.questions > 0) {
+    nlohmann::ordered_json& choices = json["choices"] = {{"questions", tasks.questions}};
+    const auto add = [&](const char* cache, const TaskCounts& counts) {
+      choices[cache] = {{"right", counts.right}, {"right_normed", counts.right_normed}};
+    };
+    if (result.has_bf16) add("bf16", tasks.bf16);
+    if (result.has_fp8) add("fp8", tasks.fp8);
+    if (result.has_bf16 && result.has_fp8) {
+      choices["only_bf16"] = tasks.only_bf16;
+      choices["only_fp8"] = tasks.only_fp8;
+    }
+  }
+  if (tasks.texts.tokens() > 0) {
+    json["texts"] = figures_json(result, tasks.texts);
+    if (result.has_bf16)
+      json["texts"]["bits_per_byte_bf16"] = bits_per_byte(tasks, tasks.texts.perplexity_bf16());
+    if (result.has_fp8)
+      json["texts"]["bits_per_byte_fp8"] = bits_per_byte(tasks, tasks.texts.perplexity_fp8());
+  }
+  return json;
+}
+
 }  // namespace
 
 void RetrievalCounts::add(const RetrievalOutcome& outcome) {
@@ -153,21 +246,16 @@ void RetrievalCounts::add(const RetrievalOutcome& outcome) {
 std::string eval_text(const EvalResult& result, const Style& style) {
   std::string out = style.accent("snapmla eval") + "  " + base_name(result.model) + std::string(style.dot()) +
                     result.backend + std::string(style.dot()) + "scale rule " + result.scale_rule + "\n";
-  if (result.text) out += "\n" + text_table(result, style.unicode() ? "±" : "+-").text(style);
-  for (const RetrievalFigures& figures : result.retrieval) {
-    out += "\n" + retrieval_table(result, figures).text(style);
-    if (figures.depth_buckets > 1) out += "\n" + depth_table(result, figures).text(style);
-  }
+  if (!result.fake_format.empty())
+    out += fmt::format("FP8 stands for a BF16 cache, quantized and restored as {}\n", result.fake_format);
+  for (const Table& table : result_tables(result, style.unicode() ? "±" : "+-"))
+    out += "\n" + table.text(style);
   return out + "\n" + style.dim(fmt::format("{:.1f} s, seed {}", result.seconds, result.seed)) + "\n";
 }
 
 std::string eval_markdown(const EvalResult& result) {
   std::string out;
-  if (result.text) out += text_table(result, "±").markdown();
-  for (const RetrievalFigures& figures : result.retrieval) {
-    out += (out.empty() ? "" : "\n") + retrieval_table(result, figures).markdown();
-    if (figures.depth_buckets > 1) out += "\n" + depth_table(result, figures).markdown();
-  }
+  for (const Table& table : result_tables(result, "±")) out += (out.empty() ? "" : "\n") + table.markdown();
   return out;
 }
 
@@ -177,6 +265,7 @@ nlohmann::ordered_json eval_json(const EvalResult& result) {
                               {"scale_rule", result.scale_rule},
                               {"seed", result.seed},
                               {"seconds", result.seconds}};
+  if (!result.fake_format.empty()) json["fake_format"] = result.fake_format;
   if (result.text) {
     json["text"] = figures_json(result, result.text->all);
     for (const auto& [bucket, figures] : result.text->buckets) {
@@ -188,6 +277,8 @@ nlohmann::ordered_json eval_json(const EvalResult& result) {
   for (const RetrievalFigures& figures : result.retrieval) {
     json["retrieval"].push_back(retrieval_json(result, figures));
   }
+  if (result.greedy) json["greedy"] = greedy_json(*result.greedy);
+  if (result.tasks) json["tasks"] = tasks_json(result, *result.tasks);
   return json;
 }
 

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "eval_stats.h"
+#include "greedy.h"
+#include "task_file.h"
 #include "terminal.h"
 
 namespace snapmla::apps {
@@ -38,8 +40,11 @@ struct EvalResult {
   std::uint64_t seed = 0;
   bool has_bf16 = false;
   bool has_fp8 = false;
+  std::string fake_format{};  ///< the cache called FP8 is a BF16 cache quantized like this; empty: it is FP8
   std::optional<TextFigures> text{};
   std::vector<RetrievalFigures> retrieval{};
+  std::optional<std::vector<GreedyComparison>> greedy{};
+  std::optional<TaskFigures> tasks{};
   double seconds = 0;
 };
 

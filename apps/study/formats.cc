@@ -5,6 +5,7 @@
 
 #include "core/bf16.h"
 #include "core/e4m3.h"
+#include "core/parallel.h"
 #include "snapmla/format.h"
 
 namespace snapmla::apps {
@@ -21,6 +22,13 @@ float largest(const float* values, std::size_t count) {
 
 void round_e4m3(float* values, std::size_t count, float scale) {
   for (std::size_t i = 0; i < count; ++i) values[i] = to_float(to_e4m3(values[i] / scale)) * scale;
+}
+
+template <class Body>
+void for_each_row(float* rows, std::size_t count, const Body& body) {
+  constexpr std::int64_t kGrain = 64;
+  parallel_for(static_cast<std::int64_t>(count), kGrain,
+               [&](std::int64_t t) { body(rows + static_cast<std::size_t>(t) * kRow); });
 }
 
 /// One scale a token over the latent; what happens to the rope depends on the format.
@@ -49,7 +57,7 @@ void quantize_token(KeyFormat format, float* row) {
 /// One scale over the first `width` elements of `count` rows.
 void quantize_together(float* rows, std::size_t count, std::size_t width, float amax) {
   const float scale = quantization_scale(amax, ScaleRule::kAmax);
-  for (std::size_t t = 0; t < count; ++t) round_e4m3(rows + t * kRow, width, scale);
+  for_each_row(rows, count, [=](float* row) { round_e4m3(row, width, scale); });
 }
 
 float largest_of_rows(const float* rows, std::size_t count, std::size_t width) {
@@ -120,7 +128,7 @@ void fake_quantize(KeyFormat format, const Calibration& calibration, float* rows
       }
       return;
     default:
-      for (std::size_t t = 0; t < count; ++t) quantize_token(format, rows + t * kRow);
+      for_each_row(rows, count, [=](float* row) { quantize_token(format, row); });
   }
 }
 
