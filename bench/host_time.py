@@ -3,8 +3,8 @@
 
     bench/host_time.py [--shape 1x1024x16] [--device cuda] [--json FILE]
 
-Calls are made in runs short enough never to fill the launch queue, with a wait between runs; median, 10th and 90th percentile of
-the runs' means. Plans are made beforehand. Beside ours, where `flash_mla` imports: FlashMLA's function, which allocates its
+Calls are made in runs short enough never to fill the launch queue, with a wait between runs, and the runs of all calls take turns, so
+that a host's rising clock and warming caches meet them alike; median, 10th and 90th percentile of the runs' means. Plans are made beforehand. Beside ours, where `flash_mla` imports: FlashMLA's function, which allocates its
 outputs, as our drop-in and "allocating" do.
 """
 
@@ -27,24 +27,29 @@ CALLS, RUNS, WARM_UP = 50, 200, 1.0  # seconds of calls before those measured: t
 SCALE = 192**-0.5
 
 
-def measure(call, device):
-    """Microseconds a call: median, 10th and 90th percentile of the runs' means."""
+def measure(named_calls, device):
+    """Microseconds a call, by name: median, 10th and 90th percentile of the runs' means."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    means = []
-    end = time.perf_counter() + WARM_UP
-    while time.perf_counter() < end:
-        wait()
-        for _ in range(CALLS):
-            call()
-    for _ in range(RUNS):
+
+    def run(call):
         wait()
         begin = time.perf_counter()
         for _ in range(CALLS):
             call()
-        means.append(1e6 * (time.perf_counter() - begin) / CALLS)
+        return 1e6 * (time.perf_counter() - begin) / CALLS
+
+    end = time.perf_counter() + WARM_UP
+    while time.perf_counter() < end:
+        for call in named_calls.values():
+            run(call)
+    means = {name: [] for name in named_calls}
+    for _ in range(RUNS):
+        for name, call in named_calls.items():
+            means[name].append(run(call))
     wait()
-    tenths = statistics.quantiles(means, n=10)
-    return {"us": statistics.median(means), "us_p10": tenths[0], "us_p90": tenths[-1]}
+    tenths = {name: statistics.quantiles(runs, n=10) for name, runs in means.items()}
+    return {name: {"us": statistics.median(runs), "us_p10": tenths[name][0], "us_p90": tenths[name][-1]}
+            for name, runs in means.items()}
 
 
 def calls(batch, tokens, heads, device):
@@ -106,9 +111,8 @@ def main():
     machine = f"{name}, {processor()}, torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{machine}; {args.shape}; host microseconds a call: median (10th to 90th percentile)")
     results = []
-    for name, call in calls(*map(int, args.shape.split("x")), device).items():
-        call()
-        found = {"call": name, **{key: round(value, 2) for key, value in measure(call, device).items()}}
+    for name, figures in measure(calls(*map(int, args.shape.split("x")), device), device).items():
+        found = {"call": name, **{key: round(value, 2) for key, value in figures.items()}}
         results.append(found)
         print(f"{found['us']:8.2f}  ({found['us_p10']:.2f} to {found['us_p90']:.2f})  {name}", flush=True)
     if args.json:
