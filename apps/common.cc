@@ -88,6 +88,18 @@ EngineOptions engine_options(const CommonOptions& options, CacheFormat format) {
   return engine;
 }
 
+std::string startup_text(const Engine& engine) {
+  const EngineOptions& options = engine.options();
+  const EngineStats stats = engine.stats();
+  const std::int64_t request_pages = (options.max_seq_len + kPageTokens - 1) / kPageTokens;
+  return fmt::format(
+      "{} on {} ({}): {} parameters, {:.2f} GiB of weights; {} cache of {} tokens, {} requests of {}",
+      base_name(options.model_dir), options.backend->name(), options.backend->device_name(),
+      short_count(stats.parameters), static_cast<double>(stats.weight_bytes) / kGibBytes,
+      label(options.cache_format), with_commas(stats.pages_total * kPageTokens),
+      with_commas(stats.pages_total / request_pages), with_commas(options.max_seq_len));
+}
+
 std::int64_t tokens_that_fit(CacheFormat format, int layers, double gib) {
   const double page = static_cast<double>(page_bytes(format)) * layers;
   return static_cast<std::int64_t>(std::floor(gib * kGibBytes / page)) * kPageTokens;

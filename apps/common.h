@@ -48,6 +48,9 @@ ModelSlice model_slice(const CommonOptions& options);
 /// Engine options from the common ones; throws where the backend cannot run.
 EngineOptions engine_options(const CommonOptions& options, CacheFormat format);
 
+/// What was loaded and what the cache holds, in a line.
+std::string startup_text(const Engine& engine);
+
 /// Tokens that fit in `gib` GiB of whole pages, each page serving all layers.
 std::int64_t tokens_that_fit(CacheFormat format, int layers, double gib);
 

@@ -48,8 +48,7 @@ Engine make_engine(const RunOptions& options, CacheFormat format) {
   engine.max_batch = 1;
   engine.enable_prefix_caching = false;  // the prompt's prefill is timed, and the warm-up begins like it
   Engine made(engine);
-  spdlog::info("model {} on {}, {} cache, {} pages, context up to {}", engine.model_dir,
-               engine.backend->name(), label(format), made.options().num_pages, made.options().max_seq_len);
+  spdlog::info(startup_text(made));
   return made;
 }
 

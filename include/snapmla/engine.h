@@ -70,13 +70,18 @@ struct EngineOptions {
   Backend* backend = nullptr;  ///< null: backend_by_name("auto"); must run whole models
   CacheFormat cache_format = CacheFormat::kFp8;
   ScaleRule scale_rule = ScaleRule::kPowerOfTwo;
-  int max_seq_len = 0;         ///< prompt + generated tokens of one request; 0: the model's own maximum
-  int max_batch = 8;           ///< requests that run together, at most 4096
-  std::int64_t num_pages = 0;  ///< pages in the pool (each serves all layers); 0: enough for one request of
-                               ///< max_seq_len or for max_batch requests of 4,096 tokens (max_seq_len if
-                               ///< less), whichever is more
-  int prefill_chunk = 512;     ///< prompt tokens a step at most, at least 1; they come beside the decoding of
-                               ///< all other requests, so a small chunk keeps their tokens coming
+  int max_seq_len = 0;  ///< prompt + generated tokens of one request; 0: the model's own maximum
+  int max_batch = 8;    ///< requests that run together, at most 4096
+  std::int64_t num_pages =
+      0;  ///< pages in the pool (each serves all layers); 0: what the next two give, else
+          ///< enough for one request of max_seq_len or for max_batch requests of 4,096
+          ///< tokens (max_seq_len if less), whichever is more
+  std::int64_t kv_cache_memory_bytes = 0;  ///< bytes of pages; 0: not given
+  double gpu_memory_utilization =
+      0;                    ///< cuda(): share of the memory that is free when the engine is made for
+                            ///< weights, buffers and pages together, up to 1; 0: not given
+  int prefill_chunk = 512;  ///< prompt tokens a step at most, at least 1; they come beside the decoding of
+                            ///< all other requests, so a small chunk keeps their tokens coming
   bool enable_prefix_caching = true;  ///< share the pages of prompts that begin alike
   bool deterministic =
       false;  ///< what a request gets depends on itself alone, bit for bit, on any backend; costs speed on
@@ -127,6 +132,8 @@ struct EngineStats {
   double prefill_seconds = 0;  ///< wall time in prefill
   double decode_seconds = 0;   ///< wall time in decode steps
   std::int64_t decode_steps = 0;
+  std::int64_t parameters = 0;    ///< of the model, as stored
+  std::int64_t weight_bytes = 0;  ///< on the device
   std::int64_t pages_total = 0;
   std::int64_t pages_in_use = 0;  ///< held by running requests, each counted once
   std::int64_t pages_kept = 0;    ///< held by none, kept for prompts that begin alike

@@ -10,13 +10,7 @@ namespace snapmla {
 
 class Engine::Impl : public EngineLoop {
  public:
-  Impl(const EngineOptions& options, const ModelConfig& config, Tokenizer tokenizer)
-      : EngineLoop(
-            options,
-            Model::make(*options.backend, config,
-                        Model::load_weights(*options.backend, options.model_dir, config, options.load_format),
-                        model_limits(options)),
-            std::move(tokenizer)) {}
+  using EngineLoop::EngineLoop;
 };
 
 Engine::Engine(const EngineOptions& options) {
@@ -27,7 +21,13 @@ Engine::Engine(const EngineOptions& options) {
   Tokenizer tokenizer = may_lack_tokenizer && !Tokenizer::is_in(options.model_dir)
                             ? Tokenizer::none()
                             : Tokenizer::load(options.model_dir);
-  impl_ = std::make_unique<Impl>(completed, config, std::move(tokenizer));
+  Backend& backend = *completed.backend;
+  const std::int64_t free_before = backend.free_memory();
+  std::unique_ptr<Model> model = Model::make(
+      backend, config, Model::load_weights(backend, options.model_dir, config, options.load_format),
+      model_limits(completed));
+  impl_ = std::make_unique<Impl>(with_pages(completed, config, free_before), std::move(model),
+                                 std::move(tokenizer));
 }
 Engine::~Engine() = default;
 Engine::Engine(Engine&&) noexcept = default;

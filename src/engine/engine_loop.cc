@@ -74,6 +74,10 @@ EngineOptions complete_options(const EngineOptions& options, const ModelConfig& 
                   "max_batch must be from 1 to ", kMaxBatch, "; got ", options.max_batch);
   SNAPMLA_REQUIRE(options.num_pages >= 0 && options.num_pages <= kMaxPages, "engine",
                   "num_pages must be from 0 to ", kMaxPages, "; got ", options.num_pages);
+  SNAPMLA_REQUIRE(options.gpu_memory_utilization >= 0 && options.gpu_memory_utilization <= 1, "engine",
+                  "gpu_memory_utilization must be from 0 to 1; got ", options.gpu_memory_utilization);
+  SNAPMLA_REQUIRE(options.kv_cache_memory_bytes >= 0, "engine",
+                  "kv_cache_memory_bytes must not be negative; got ", options.kv_cache_memory_bytes);
   SNAPMLA_REQUIRE(options.prefill_chunk >= 1, "engine", "prefill_chunk must be at least 1; got ",
                   options.prefill_chunk);
   if (result.backend == nullptr) result.backend = &backend_by_name("auto");
@@ -83,9 +87,31 @@ EngineOptions complete_options(const EngineOptions& options, const ModelConfig& 
   }
   if (result.backend->name() == reference().name()) result.deterministic = true;
   if (result.max_seq_len == 0) result.max_seq_len = config.max_position;
-  if (result.num_pages == 0) {
+  if (result.num_pages != 0) return result;
+  if (result.kv_cache_memory_bytes > 0) {
+    const std::int64_t page = page_bytes(result.cache_format) * config.num_layers;
+    result.num_pages = std::min(result.kv_cache_memory_bytes / page, kMaxPages);
+    SNAPMLA_REQUIRE(result.num_pages >= 1, "engine", "kv_cache_memory_bytes must hold a page in each layer, ",
+                    page, " bytes; got ", result.kv_cache_memory_bytes);
+  } else if (result.gpu_memory_utilization == 0 || result.backend->name() != cuda().name()) {
     const int usual = std::min(result.max_seq_len, kDefaultRequestTokens);
     result.num_pages = std::max(pages_for(result.max_seq_len), result.max_batch * pages_for(usual));
+  }
+  return result;
+}
+
+EngineOptions with_pages(const EngineOptions& options, const ModelConfig& config, std::int64_t free_before) {
+  EngineOptions result = options;
+  if (result.num_pages != 0) return result;
+  const std::int64_t taken = free_before - result.backend->free_memory();
+  const auto usable =
+      static_cast<std::int64_t>(result.gpu_memory_utilization * static_cast<double>(free_before));
+  const std::int64_t page = page_bytes(result.cache_format) * config.num_layers;
+  result.num_pages = std::min((usable - taken) / page, kMaxPages);
+  if (result.num_pages < 1) {
+    fail(ErrorCode::kOutOfMemory, "engine", "no page of the cache, ", page,
+         " bytes, fits beside the model: ", free_before, " bytes were free, of which gpu_memory_utilization ",
+         result.gpu_memory_utilization, " allows ", usable, ", and it took ", taken);
   }
   return result;
 }
@@ -306,6 +332,8 @@ void EngineLoop::record(RequestId request, Chosen chosen) {
 
 EngineStats EngineLoop::stats() const {
   EngineStats stats = stats_;
+  stats.parameters = model_->num_parameters();
+  stats.weight_bytes = model_->weight_bytes();
   stats.pages_total = scheduler_.pool().num_total();
   stats.pages_in_use = scheduler_.pool().num_held();
   stats.pages_kept = scheduler_.pool().num_kept();

@@ -30,16 +30,22 @@
 
 namespace snapmla {
 
-/// Checks the options against the model's config and fills in what was left to us (backend included). Throws
+/// Checks the options against the model's config and fills in what was left to us (backend included), but for
+/// num_pages where it follows from memory that is free only once the model is there: 0 then. Throws
 /// Error(kInvalidArgument). Host only, before anything is loaded.
 [[nodiscard]] EngineOptions complete_options(const EngineOptions& options, const ModelConfig& config);
+
+/// The completed options with num_pages filled in, now that the model has taken its part of the memory, of which
+/// `free_before` bytes were free before. Throws Error(kOutOfMemory) if there is no room for a page.
+[[nodiscard]] EngineOptions with_pages(const EngineOptions& options, const ModelConfig& config,
+                                       std::int64_t free_before);
 
 /// What the model must be able to hold for these (completed) options.
 [[nodiscard]] ModelLimits model_limits(const EngineOptions& options);
 
 class EngineLoop {
  public:
-  /// `options` as complete_options() gave them, `model` made with model_limits() of them.
+  /// `options` as complete_options() and with_pages() gave them, `model` made with model_limits() of them.
   EngineLoop(const EngineOptions& options, std::unique_ptr<Model> model, Tokenizer tokenizer);
 
   // As in engine.h.
