@@ -170,19 +170,6 @@ void add_load_options(CLI::App& app, CommonOptions& options) {
       ->capture_default_str();
 }
 
-void add_memory_options(CLI::App& app, CommonOptions& options) {
-  app.add_option("--gpu-memory-utilization", options.gpu_memory_utilization,
-                 "share of the device memory free at the start that weights, buffers and cache may take")
-      ->check(finite_number(0, false, 1))
-      ->option_text("X")
-      ->capture_default_str();
-  app.add_option("--kv-cache-memory-bytes", options.kv_cache_memory_bytes,
-                 "bytes for the cache alone, as 20G, whatever the share (default: what the share leaves)")
-      ->transform(CLI::AsSizeValue(false))
-      ->check(CLI::PositiveNumber)
-      ->option_text("BYTES");
-}
-
 void add_size_options(CLI::App& app, CommonOptions& options) {
   app.add_option("--max-model-len", options.max_model_len,
                  "prompt and generated tokens of a request at most, as 4096 or 4k (default: the model's own)")
@@ -192,6 +179,19 @@ void add_size_options(CLI::App& app, CommonOptions& options) {
                  "cache pages of 64 tokens in the pool (default: enough for --max-model-len)")
       ->transform(human_size(1))
       ->option_text("N");
+}
+
+void add_memory_options(CLI::App& app, CommonOptions& options) {
+  app.add_option("--gpu-memory-utilization", options.gpu_memory_utilization,
+                 "share of the device memory free at the start that weights, buffers and cache take together")
+      ->check(finite_number(0, false, 1))
+      ->option_text("X")
+      ->capture_default_str();
+  app.add_option("--kv-cache-memory-bytes", options.kv_cache_memory_bytes,
+                 "bytes of the cache, as 20G, in place of what the share leaves")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::PositiveNumber)
+      ->option_text("BYTES");
 }
 
 void add_scheduler_options(CLI::App& app, CommonOptions& options) {

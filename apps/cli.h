@@ -26,6 +26,7 @@ Command add_eval(CLI::App& program);
 Command add_study(CLI::App& program);
 Command add_bench_kernel(CLI::App& bench);
 Command add_bench_throughput(CLI::App& bench);
+Command add_bench_latency(CLI::App& bench);
 Command add_inspect(CLI::App& program);
 Command add_doctor(CLI::App& program);
 
@@ -34,7 +35,7 @@ void add_load_options(CLI::App& app,
                       CommonOptions& options);  ///< dummy weights, and a part of a model with them
 void add_engine_options(CLI::App& app, CommonOptions& options);  ///< backend, scale rule
 void add_size_options(CLI::App& app, CommonOptions& options);    ///< longest request, pages
-void add_memory_options(CLI::App& app, CommonOptions& options);  ///< what the cache may take
+void add_memory_options(CLI::App& app, CommonOptions& options);  ///< what weights, buffers and cache may take
 /// Requests together, prompt tokens a step, prefix caching.
 void add_scheduler_options(CLI::App& app, CommonOptions& options);
 void add_prefix_caching_option(CLI::App& app, CommonOptions& options);

@@ -74,6 +74,7 @@ int run(int argc, const char* const* argv) {
                             study,
                             snapmla::apps::add_bench_kernel(bench),
                             snapmla::apps::add_bench_throughput(bench),
+                            snapmla::apps::add_bench_latency(bench),
                             snapmla::apps::add_inspect(program),
                             snapmla::apps::add_doctor(program)};
   snapmla::apps::name_environment(program);

@@ -8,6 +8,7 @@
 #include "core/mix_bits.h"
 #include "core/plain_ops.h"
 #include "engine/page_pool.h"
+#include "terminal.h"
 
 namespace snapmla::apps {
 
@@ -65,15 +66,44 @@ void Lockstep::make_tables(std::uint64_t seed) {
   }
 }
 
-double Lockstep::step(int done) {
+std::vector<double> Lockstep::run(int steps) {
   using Clock = std::chrono::steady_clock;
-  const Clock::time_point start = Clock::now();
+  std::vector<double> seconds;
+  Clock::time_point last = Clock::now();
+  const auto stamp = [&] {
+    const Clock::time_point now = Clock::now();
+    seconds.push_back(std::chrono::duration<double>(now - last).count());
+    last = now;
+  };
+  batch_.sampled = {};
+  for (int i = 0; i < steps; ++i) {
+    stop_if_asked();
+    enqueue(i % shape_.output);
+    if (i > 0) {
+      collect();
+      stamp();
+    }
+    // From now on the tokens are those that the step just enqueued will choose.
+    batch_.sampled = sampler_.tokens();
+    for (int request = 0; request < shape_.batch; ++request) {
+      batch_.tokens[static_cast<std::size_t>(request)] = -1 - request;
+    }
+  }
+  collect();
+  stamp();
+  return seconds;
+}
+
+void Lockstep::enqueue(int done) {
   batch_.seq_lens.assign(static_cast<std::size_t>(shape_.batch), shape_.context + done + 1);
   model_->decode(batch_, caches_, stream_.get());
-  const std::vector<Chosen> chosen = sampler_.choose(model_->logits(), choices_, stream_.get());
+  sampler_.enqueue(model_->logits(), choices_, stream_.get());
+}
+
+void Lockstep::collect() {
+  const std::vector<Chosen> chosen = sampler_.collect();
   std::transform(chosen.begin(), chosen.end(), batch_.tokens.begin(),
                  [](const Chosen& choice) { return choice.token; });
-  return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 }  // namespace snapmla::apps

@@ -2,8 +2,8 @@
 // answers, without the hours of prefill before it.
 //
 // Every request has `context` cached tokens, written through append_kv from seeded normal numbers to pages in random order; the
-// model then decodes one token of each request a step, chosen greedily and fed back as an engine would. A step is timed on
-// the host's clock, from one batch of tokens to the next, sampling and copies included.
+// model then decodes one token of each request a step, chosen greedily and fed back as the engine does it: a step is
+// enqueued before the tokens of the one ahead are known. Times are the host's, from one batch of tokens to the next.
 #pragma once
 
 #include <cstdint>
@@ -28,13 +28,16 @@ class Lockstep {
   /// `model` made for at least these tokens and requests. Takes pages for all of them, and fills them.
   Lockstep(Backend& backend, std::unique_ptr<Model> model, const LockstepShape& shape, std::uint64_t seed);
 
-  /// Decodes one token of each request after `context` + `done` tokens; returns seconds.
-  double step(int done);
+  /// Decodes `steps` tokens of each request, the first behind the context again; position `output` is followed by the
+  /// first. Returns the seconds from one batch of tokens to the next.
+  std::vector<double> run(int steps);
 
   /// The tokens chosen last, one a request.
   [[nodiscard]] const std::vector<std::int32_t>& tokens() const { return batch_.tokens; }
 
  private:
+  void enqueue(int done);
+  void collect();
   void fill(int layer, std::uint64_t seed);
   void make_tables(std::uint64_t seed);
 

@@ -5,16 +5,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <optional>
 #include <utility>
 
+#include "bench/bench_model.h"
 #include "bench/device/device.h"
 #include "bench/lockstep.h"
 #include "bench/memory_plan.h"
-#include "bench/peak_memory.h"
 #include "bench/points.h"
+#include "bench/profile.h"
 #include "bench/report.h"
 #include "bench/serving.h"
 #include "bench/step_floor.h"
@@ -24,8 +24,6 @@
 #include "core/check.h"
 #include "engine/page_pool.h"
 #include "generation.h"
-#include "model/slice.h"
-#include "model/weights.h"
 #include "output_file.h"
 #include "snapmla/backend.h"
 #include "snapmla/version.h"
@@ -47,6 +45,7 @@ struct ThroughputOptions {
   int output_len = 64;
   int warmup = 3;
   std::string prefill = "real";
+  bool profile = false;
   std::uint64_t seed = 0;
   std::string commit;
   std::string json;
@@ -82,6 +81,9 @@ std::vector<Point> make_points(const ThroughputOptions& options) {
 
 /// Rules between options.
 void check_options(const ThroughputOptions& options) {
+  if (options.profile && !options.synthetic()) {
+    throw CLI::ValidationError("--profile", "takes decode steps apart, so it needs --prefill synthetic");
+  }
   const auto refuse = [&](bool wrong, const char* flag) {
     if (wrong) {
       throw CLI::ValidationError(
@@ -99,14 +101,13 @@ class ThroughputBench {
  public:
   explicit ThroughputBench(const ThroughputOptions& options)
       : options_(options),
-        dir_(find_model(options.common.model)),
-        backend_(backend_by_name(options.common.backend)),
+        profiler_(options.profile ? std::make_unique<Profiler>(backend_by_name(options.common.backend))
+                                  : nullptr),
+        backend_(profiler_ ? *profiler_ : backend_by_name(options.common.backend)),
         json_("--json", options.json),
         csv_("--csv", options.csv),
-        config_(
-            load_config(dir_, parse_load_format(options.common.load_format), model_slice(options.common))),
         record_(make_record(backend_.device_name(), options.commit)),
-        memory_(backend_) {}
+        model_(options.common, backend_) {}
 
   void run(const std::vector<Point>& points) {
     for (const Point& point : points) check_length(point);
@@ -125,46 +126,20 @@ class ThroughputBench {
   }
 
   void check_length(const Point& point) const {
-    SNAPMLA_REQUIRE(tokens_of(point) <= config_.max_position, "bench",
-                    "--prefix-len, --input-len and --output-len must be at most ", config_.max_position,
+    SNAPMLA_REQUIRE(tokens_of(point) <= config().max_position, "bench",
+                    "--prefix-len, --input-len and --output-len must be at most ", config().max_position,
                     " together, the model's own maximum; got ", tokens_of(point));
   }
 
   void start() {
     if (options_.synthetic() && backend_.name() == cuda().name()) limits_ = measure_limits();
     if (limits_) write_stdout(limits_text(*limits_));
-    using Clock = std::chrono::steady_clock;
-    const Clock::time_point begin = Clock::now();
-    weights_ = Model::load_weights(backend_, dir_, config_, parse_load_format(options_.common.load_format));
-    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    write_stdout(model_text(seconds) + row_header());
     document_ = record_json(record_);
-    document_["model"] = dir_;
-    document_["load_format"] = options_.common.load_format;
-    document_["layers"] = config_.num_layers;
-    document_["expert_slice"] = options_.common.expert_parallel_slice;
-    document_["parameters"] = weights_->num_parameters;
-    document_["weight_bytes"] = weights_->bytes;
+    write_stdout(model_.load(document_) + row_header());
+    if (profiler_) profiler_->name_weights(*model_.weights());
     document_["limits"] = limits_ ? limits_json(*limits_) : nullptr;
     document_["results"] = nlohmann::ordered_json::array();
     document_["skipped"] = nlohmann::ordered_json::array();
-  }
-
-  [[nodiscard]] std::string model_text(double seconds) const {
-    const ModelSlice slice = model_slice(options_.common);
-    std::string text =
-        fmt::format("{} on {} ({}): {} layers, {} parameters, {:.2f} GiB of weights in {:.1f} s{}\n",
-                    base_name(dir_), backend_.name(), backend_.device_name(), config_.num_layers,
-                    short_count(weights_->num_parameters), static_cast<double>(weights_->bytes) / kGibBytes,
-                    seconds, options_.common.load_format == "dummy" ? ", dummy" : "");
-    if (slice.expert_ranks > 1) {
-      text += fmt::format(
-          "rank {} of {} in expert parallelism: {} of its experts, the load balanced; communication between "
-          "ranks "
-          "is not part of these times\n",
-          slice.expert_rank, slice.expert_ranks, config_.num_experts);
-    }
-    return text;
   }
 
   void measure_or_skip(const Point& point) {
@@ -201,77 +176,85 @@ class ThroughputBench {
     if (point.batch_asked != kMost) return std::stoi(point.batch_asked);
     const std::int64_t for_cache = options_.common.kv_cache_memory_bytes;
     if (for_cache > 0) {
-      const std::int64_t each = cache_bytes(config_, point.format, 1, tokens_of(point));
+      const std::int64_t each = cache_bytes(config(), point.format, 1, tokens_of(point));
       return static_cast<int>(std::min<std::int64_t>(for_cache / each, kMostSeqs));
     }
     const auto usable = static_cast<std::int64_t>(options_.common.gpu_memory_utilization *
-                                                  static_cast<double>(memory_.free_at_start()));
-    return largest_batch(backend_, config_, weights_, limits_of(point, 1), tokens_of(point),
-                         usable - memory_.taken());
+                                                  static_cast<double>(model_.memory().free_at_start()));
+    return largest_batch(backend_, config(), model_.weights(), limits_of(point, 1), tokens_of(point),
+                         usable - model_.memory().taken());
   }
 
   [[nodiscard]] ThroughputRow row_of(const Point& point, int batch) const {
-    return {.model = base_name(dir_),
+    return {.model = model_.name(),
             .context = options_.prefix_len.value_or(0) + point.context,
             .output = options_.output_len,
             .batch_asked = point.batch_asked,
             .batch = batch,
             .format = point.format,
             .prefill = options_.prefill,
-            .layers = config_.num_layers,
+            .layers = config().num_layers,
             .expert_slice = options_.common.expert_parallel_slice};
   }
 
   [[nodiscard]] ThroughputRow measure_synthetic(const Point& point, int batch) {
     constexpr double kMilliseconds = 1000;  // in a second
-    Lockstep requests(backend_, Model::make(backend_, config_, weights_, limits_of(point, batch)),
+    Lockstep requests(backend_, Model::make(backend_, config(), model_.weights(), limits_of(point, batch)),
                       {.batch = batch, .context = point.context, .output = options_.output_len},
                       options_.seed);
-    for (int i = 0; i < options_.warmup; ++i) requests.step(0);
-    std::vector<double> steps;
+    if (options_.warmup > 0) requests.run(options_.warmup);
+    std::vector<double> steps = requests.run(options_.output_len);
     double total_ms = 0;
-    for (int i = 0; i < options_.output_len; ++i) {
-      stop_if_asked();
-      steps.push_back(kMilliseconds * requests.step(i));
-      total_ms += steps.back();
-    }
+    for (double& step : steps) total_ms += step *= kMilliseconds;
     ThroughputRow row = row_of(point, batch);
     row.tokens_per_s = kMilliseconds * batch * options_.output_len / total_ms;
     row.step_ms = spread_of(std::move(steps));
     row.tpot_ms = row.step_ms;
     row.cache_tokens = std::int64_t{batch} * point.context;
-    row.peak_bytes = memory_.peak();
+    row.peak_bytes = model_.memory().peak();
     if (limits_) {
       const double attended = point.context + 0.5 * (options_.output_len + 1);  // a step, on average
-      row.floor_ms = floor_us(step_parts(config_, point.format, batch, attended), *limits_) / kMilliseconds;
+      row.floor_ms = floor_us(step_parts(config(), point.format, batch, attended), *limits_) / kMilliseconds;
     }
+    if (profiler_) profile(requests, row);
     return row;
   }
 
   [[nodiscard]] ThroughputRow measure_real(const Point& point, int batch) {
     CommonOptions common = options_.common;
-    common.model = dir_;
     common.max_num_seqs = batch;
     if (common.max_model_len == 0) common.max_model_len = tokens_of(point);
     if (point.batch_asked == kMost) common.num_pages = batch * pages_for(tokens_of(point));
-    const EngineOptions chosen = complete_options(engine_options(common, point.format), config_);
-    EngineLoop engine(chosen, Model::make(backend_, config_, weights_, model_limits(chosen)),
-                      Tokenizer::none());
+    const std::unique_ptr<EngineLoop> engine = model_.make_engine(common, point.format);
+    const EngineOptions& chosen = engine->options();
     const Load load{.num_prompts = num_prompts(),
                     .prefix_len = options_.prefix_len.value_or(0),
                     .input_len = point.context,
                     .output_len = options_.output_len,
                     .seed = options_.seed};
-    const Served served = serve(engine, make_requests(load, config_.vocab));
+    const Served served = serve(*engine, make_requests(load, config().vocab));
     ThroughputRow row = row_of(point, batch);
     row.tokens_per_s = static_cast<double>(served.stats.generated_tokens) / served.seconds;
     if (!served.step_ms.empty()) row.step_ms = spread_of(served.step_ms);
     row.ttft_ms = spread_of(served.first_token_ms);
     if (!served.output_token_ms.empty()) row.tpot_ms = spread_of(served.output_token_ms);
     row.cache_tokens = chosen.num_pages * kPageTokens;
-    row.peak_bytes = memory_.peak();
+    row.peak_bytes = model_.memory().peak();
     row.details = details_json(load, chosen, served);
     return row;
+  }
+
+  /// A step is counted and then timed, op by op, after all that is measured otherwise.
+  void profile(Lockstep& requests, ThroughputRow& row) {
+    constexpr int kSteps = 5;
+    profiler_->set_mode(Profiler::Mode::kCount);
+    requests.run(1);
+    profiler_->set_mode(Profiler::Mode::kTime);
+    for (int i = 0; i < kSteps; ++i) requests.run(1);
+    profiler_->set_mode(Profiler::Mode::kOff);
+    const std::vector<OpProfile> ops = profiler_->profile(limits_ ? &*limits_ : nullptr);
+    row.details["profile"] = profile_json(ops);
+    profile_text_ = profile_text(ops);
   }
 
   [[nodiscard]] int num_prompts() const {
@@ -300,12 +283,13 @@ class ThroughputBench {
 
   void write(ThroughputRow row) {
     rows_.push_back(std::move(row));
-    write_stdout(row_text(rows_.back(), rows_) + details_text(rows_.back().details));
+    write_stdout(row_text(rows_.back(), rows_) + details_text(rows_.back().details) +
+                 std::exchange(profile_text_, {}));
     write_files();
   }
 
   static std::string details_text(const nlohmann::ordered_json& details) {
-    if (!details.is_object()) return "";
+    if (!details.contains("seconds")) return "";
     const auto count = [&](const char* name) { return with_commas(details[name].get<std::int64_t>()); };
     return fmt::format(
         "          {:.2f} s, {:.2f} requests/s; {} tokens prefilled, {} found in the prefix cache, {} "
@@ -325,16 +309,17 @@ class ThroughputBench {
     csv_.replace(csv_text(record_, rows_));
   }
 
+  [[nodiscard]] const ModelConfig& config() const { return model_.config(); }
+
   const ThroughputOptions& options_;
-  std::string dir_;
+  std::unique_ptr<Profiler> profiler_;  // in front of the backend, with --profile
   Backend& backend_;
   OutputFile json_;
   OutputFile csv_;
-  ModelConfig config_;
   Record record_;
-  PeakMemory memory_;
+  BenchModel model_;
   std::optional<DeviceLimits> limits_;
-  std::shared_ptr<const ModelWeights> weights_;
+  std::string profile_text_;
   std::vector<ThroughputRow> rows_;
   nlohmann::ordered_json document_;
 };
@@ -390,6 +375,10 @@ void add_request_options(CLI::App& app, ThroughputOptions& options) {
       ->check(CLI::Range(0, kMostWarmup))
       ->option_text("N")
       ->capture_default_str();
+  app.add_flag(
+      "--profile", options.profile,
+      "synthetic: also show where the time of a step goes, op by op: launched one by one, so that what a "
+      "graph gains by overlapping them, some microseconds each, is added to each");
   app.add_option("--seed", options.seed, "of the random tokens")
       ->check(seed_number())
       ->option_text("N")

@@ -139,6 +139,18 @@ TEST_F(BenchSynthetic, MeasuresAPartOfAModel) {
   EXPECT_THAT(out_, HasSubstr("communication between ranks is not part of these times"));
 }
 
+TEST_F(BenchSynthetic, ShowsWhereTheTimeGoes) {
+  const nlohmann::json rows =
+      results({"--input-len", "70", "--output-len", "2", "--max-num-seqs", "2", "--profile"});
+  double us = 0;
+  for (const nlohmann::json& op : rows[0].at("profile")) us += op.at("us").get<double>();
+  EXPECT_GT(us, 0);
+  EXPECT_THAT(out_, AllOf(HasSubstr("attention"), HasSubstr("lm_head"), HasSubstr("% limit")));
+  EXPECT_EQ(read_file(csv_).find("profile,"), std::string::npos);
+  EXPECT_FALSE(
+      results({"--input-len", "70", "--output-len", "2", "--max-num-seqs", "2"})[0].contains("profile"));
+}
+
 TEST_F(BenchSynthetic, RefusesWhatHasNoMeaning) {
   EXPECT_THAT(refusal({"--num-prompts", "3"}, 2),
               HasSubstr("--num-prompts: is for requests that go through"));

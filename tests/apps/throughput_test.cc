@@ -83,6 +83,9 @@ TEST_F(BenchThroughput, RefusesWhatCannotRun) {
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(result.out, HasSubstr("skipped: [submit] a request must fit in the cache of 2 pages"));
   EXPECT_THAT(result.err, HasSubstr("[bench] nothing was measured"));
+  result = run({"--profile"});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, HasSubstr("--profile: takes decode steps apart"));
   EXPECT_EQ(run({"--num-prompts", "0"}).exit_code, 2);
   EXPECT_EQ(run({"--max-num-seqs", "0"}).exit_code, 2);
   EXPECT_EQ(run({"--max-num-batched-tokens", "-1"}).exit_code, 2);
