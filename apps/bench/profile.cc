@@ -317,7 +317,8 @@ void Profiler::do_combine(const CombineParams& params, Stream stream) {
 
 std::vector<OpProfile> Profiler::profile(const DeviceLimits* limits) {
   SNAPMLA_ASSERT(!calls_.empty() && !stamps_.empty() && stamps_.size() % calls_.size() == 0);
-  const auto steps = static_cast<double>(stamps_.size() / calls_.size());
+  const std::size_t num_steps = stamps_.size() / calls_.size();
+  const auto steps = static_cast<double>(num_steps);
   std::map<std::string, OpProfile> by_name;
   for (std::size_t i = 0; i < stamps_.size(); ++i) {
     const Call& call = calls_[i % calls_.size()];
@@ -332,6 +333,7 @@ std::vector<OpProfile> Profiler::profile(const DeviceLimits* limits) {
     if (limits != nullptr) op.limit_us += limit_of(call.cost, *limits);
   }
   std::vector<OpProfile> profile;
+  profile.reserve(by_name.size());
   for (auto& [name, op] : by_name) profile.push_back(std::move(op));
   std::sort(profile.begin(), profile.end(),
             [](const OpProfile& a, const OpProfile& b) { return a.us > b.us; });

@@ -83,7 +83,8 @@ class Maker {
     attention.kv_a_norm = norm(kLatentDim, config_.latent_scale);
     attention.w_uk = random({Part::kUk, layer}, kLatentDim, {config_.heads, config_.nope_dim, kLatentDim});
     attention.w_uv = random({Part::kUv, layer}, kLatentDim, {config_.heads, config_.v_dim, kLatentDim});
-    attention.o = matrix({Part::kO, layer}, config_.hidden, config_.heads * config_.v_dim, branches());
+    attention.o =
+        matrix({Part::kO, layer}, config_.hidden, std::int64_t{config_.heads} * config_.v_dim, branches());
     if (config_.attention_bias) {
       if (config_.q_lora > 0) attention.q_a.bias = zeros(config_.q_lora, DType::kBF16);
       attention.kv_a.bias = zeros(kTokenDim, DType::kBF16);
@@ -132,7 +133,7 @@ class Maker {
                          DType dtype = DType::kBF16) {
     const TensorView view = allocate(dtype, shape);
     constexpr unsigned kPartBits = 8;
-    const auto layer = static_cast<std::uint64_t>(place.layer + 1);
+    const auto layer = static_cast<std::uint64_t>(std::int64_t{place.layer} + 1);
     const std::uint64_t which = (layer << kPartBits) | static_cast<std::uint64_t>(place.part);
     backend_.plain_ops().fill_random(view,
                                      {.seed = mix_bits(mix_bits(seed_) + which),

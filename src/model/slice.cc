@@ -63,7 +63,7 @@ ModelConfig slice_config(const ModelConfig& whole, const ModelSlice& slice) {
 }
 
 ModelConfig load_config(const std::string& dir, LoadFormat format, const ModelSlice& slice) {
-  const ModelConfig config = slice_config(load_config(dir), slice);
+  ModelConfig config = slice_config(load_config(dir), slice);
   const bool whole = slice.num_layers == 0 && slice.expert_ranks == 1;
   SNAPMLA_REQUIRE(whole || format == LoadFormat::kDummy, "slice",
                   "num_layers and expert_ranks are for dummy weights only (load_format): a checkpoint's are "
