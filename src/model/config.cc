@@ -75,25 +75,40 @@ double get_mscale(double factor, double mscale) {
   return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
 }
 
+void refuse_sparse_attention(const JsonFields& fields) {
+  const std::string method = fields.text_or("attention_method", "MLA");
+  if (method != "MLA") {
+    fields.unsupported("attention_method", method, "must be MLA: others are ", kSparseAttention);
+  }
+  if (fields.has("index_topk")) {
+    fields.unsupported("index_topk", fields.at("index_topk"), "must be absent: it asks for ",
+                       kSparseAttention);
+  }
+}
+
 const FamilyRules& read_family(const JsonFields& fields) {
+  if (!fields.has("model_type")) refuse_sparse_attention(fields);  // LongCat's files with LSA name no type
   const std::string type = fields.text("model_type");
   const FamilyRules* rules = find_family(type);
   if (rules != nullptr) return *rules;
-  const std::string_view why = refusal_of(type);
-  if (!why.empty()) fields.unsupported("model_type", type, why);
+  const std::string_view what = refusal_of(type);
+  if (!what.empty()) fields.unsupported("model_type", type, "names a family with ", what);
+  refuse_sparse_attention(fields);  // says more than that the type is not among ours
   fields.unsupported("model_type", type, "must be one of ", family_names());
 }
 
 // What LongCat-Flash has beside the others: two attentions with a dense FFN each and one set of experts a
 // layer, experts that do nothing, and factors on the normed query and latent.
 void read_longcat(const JsonFields& fields, ModelConfig& config) {
-  const std::string attention = fields.text_or("attention_method", "MLA");
-  if (attention != "MLA") {
-    fields.unsupported("attention_method", attention, "must be MLA: only dense MLA is supported");
+  if (fields.boolean_or("router_bias", false)) {
+    fields.unsupported("router_bias", true,
+                       "must be false: it would need a bias behind the router's product");
   }
-  if (fields.boolean_or("router_bias", false)) fields.unsupported("router_bias", true, "must be false");
   const std::string zero = fields.text_or("zero_expert_type", "identity");
-  if (zero != "identity") fields.unsupported("zero_expert_type", zero, "must be identity");
+  if (zero != "identity") {
+    fields.unsupported("zero_expert_type", zero,
+                       "must be identity: others would need a rule for what they give");
+  }
   config.names = NameStyle::kLongcat;
   config.num_zero_experts = fields.integer_or("zero_expert_num", 0, 0, kMostExpertsInAll);
   config.shortcut_experts = true;
@@ -106,21 +121,29 @@ void read_longcat(const JsonFields& fields, ModelConfig& config) {
 }
 
 void refuse_unsupported(const JsonFields& fields) {
-  if (fields.has("index_topk")) {
-    fields.unsupported("index_topk", fields.at("index_topk"),
-                       "must be absent: it asks for sparse attention, and only dense MLA is supported");
-  }
+  refuse_sparse_attention(fields);
   if (fields.has("sliding_window")) {
     fields.unsupported("sliding_window", fields.at("sliding_window"),
-                       "must be absent: every layer attends to all tokens before");
+                       "must be absent: a window would need decode over a part of the tokens before");
   }
   const std::string activation = fields.text_or("hidden_act", "silu");
-  if (activation != "silu") fields.unsupported("hidden_act", activation, "must be silu");
-  if (fields.boolean_or("mlp_bias", false)) fields.unsupported("mlp_bias", true, "must be false");
+  if (activation != "silu") {
+    fields.unsupported("hidden_act", activation, "must be silu: another would need an op of its own");
+  }
+  if (fields.boolean_or("mlp_bias", false)) {
+    fields.unsupported("mlp_bias", true,
+                       "must be false: biases would need a place behind the products of an FFN");
+  }
   const int latent = fields.integer("kv_lora_rank", 1, kMaxWidth);
-  if (latent != kLatentDim) fields.unsupported("kv_lora_rank", latent, "must be ", kLatentDim);
+  if (latent != kLatentDim) {
+    fields.unsupported("kv_lora_rank", latent, "must be ", kLatentDim,
+                       ": another width of the latent would need pages and kernels of that width");
+  }
   const int rope = fields.integer("qk_rope_head_dim", 0, kMaxWidth);
-  if (rope != kRopeDim) fields.unsupported("qk_rope_head_dim", rope, "must be ", kRopeDim);
+  if (rope != kRopeDim) {
+    fields.unsupported("qk_rope_head_dim", rope, "must be ", kRopeDim,
+                       ": another width of the RoPE key would need pages and kernels of that width");
+  }
 }
 
 void read_attention(const JsonFields& fields, const FamilyRules& rules, ModelConfig& config) {
@@ -198,7 +221,10 @@ void read_rope(const JsonFields& fields, const FamilyRules& rules, ModelConfig& 
   const char* type_name = rope.has("rope_type") || !rope.has("type") ? "rope_type" : "type";
   const std::string type = rope.has("factor") ? rope.text(type_name) : rope.text_or(type_name, "default");
   if (type == "default") return;
-  if (type != "yarn") rope.unsupported(type_name, type, "must be default or yarn");
+  if (type != "yarn") {
+    rope.unsupported(type_name, type,
+                     "must be default or yarn: another type would need its rule for the angle of each pair");
+  }
   config.yarn = read_yarn(rope, config.max_position);
   if (rules.family == Family::kMistral4) read_query_growth(rope, "llama_4_scaling_beta", config);
 }

@@ -53,33 +53,30 @@ struct Refusal {
   std::string_view text;
 };
 
-constexpr std::string_view kSparse =
-    "names a family with sparse attention: it would need the indexer, its cache, and decode over chosen "
-    "tokens";
 constexpr std::string_view kLinear =
-    "names a family with linear attention in most layers: it would need a recurrent state beside the cache";
+    "linear attention in most layers, which would need a recurrent state beside the cache";
 constexpr std::string_view kWrapper =
-    "names a model of several modalities: its language model must be exported on its own, with the "
-    "config.json "
-    "that is here under text_config";
+    "several modalities: its language model must be exported on its own, with the config.json that is here "
+    "under text_config";
 
 constexpr std::array kRefusals = {
-    Refusal{"deepseek_v32", kSparse},
-    Refusal{"deepseek_v4", kSparse},
-    Refusal{"glm_moe_dsa", kSparse},
-    Refusal{"hy_v4", kSparse},
+    Refusal{"deepseek_v32", kSparseAttention},
+    Refusal{
+        "deepseek_v4",
+        "sparse attention over compressed tokens, which would need their compressor, the indexer, caches of "
+        "both, a window of plain tokens, and hyper-connections between layers"},
+    Refusal{"glm_moe_dsa", kSparseAttention},
+    Refusal{"hy_v4", kSparseAttention},
+    Refusal{"longcat_flash_lsa", kSparseAttention},
     Refusal{"kimi_linear", kLinear},
     Refusal{"kimi_k3", kLinear},
     Refusal{"kimi_k25", kWrapper},
     Refusal{"mistral3", kWrapper},
     Refusal{"deepseek_vl_v2", kWrapper},
-    Refusal{
-        "minicpm3",
-        "names a family with a latent of 256 and RoPE keys of 32: it would need pages and decode kernels of "
-        "that width"},
-    Refusal{
-        "longcat_flash_ngram",
-        "names a family with n-gram embeddings: it would need their tables and the hash of preceding tokens"},
+    Refusal{"minicpm3",
+            "a latent of 256 and RoPE keys of 32, which would need pages and kernels of these widths"},
+    Refusal{"longcat_flash_ngram",
+            "n-gram embeddings, which would need their tables and the hash of preceding tokens"},
 };
 
 }  // namespace

@@ -47,7 +47,12 @@ const FamilyRules* find_family(std::string_view model_type);
 /// All model types, "deepseek_v2, deepseek_v3, ...", for an error's text.
 std::string family_names();
 
-/// Why a model type that is known is refused, and what it would need; empty if there is nothing to say.
+/// What a model type that is known and refused has, and what that would need: "sparse attention, which would need
+/// ...". Empty if there is nothing to say.
 std::string_view refusal_of(std::string_view model_type);
+
+/// The same where a field asks for it, whatever the family.
+inline constexpr std::string_view kSparseAttention =
+    "sparse attention, which would need the indexer, its cache, and decode over chosen tokens";
 
 }  // namespace snapmla

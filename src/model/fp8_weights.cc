@@ -105,18 +105,25 @@ Fp8Blocks read_quantization(const JsonFields& fields) {
   const JsonFields quantization = fields.object("quantization_config");
   if (quantization.has("qformat_weight")) {  // another of Mistral's formats
     quantization.unsupported("qformat_weight", quantization.at("qformat_weight"),
-                             "must be absent: only FP8 with a scale a block is supported");
+                             "must be absent: only FP8 with a scale a block is read, others would need their "
+                             "own shapes of scales");
   }
   const std::string method = quantization.text("quant_method");
   if (method == "compressed-tensors") return read_compressed_tensors(quantization);
   if (method != "fp8") {
-    quantization.unsupported("quant_method", method, "must be fp8 or compressed-tensors with FP8 in blocks");
+    quantization.unsupported(
+        "quant_method", method,
+        "must be fp8 or compressed-tensors with FP8 in blocks: another would need its own "
+        "unpacking and scales");
   }
   const std::string format = quantization.text_or("fmt", "e4m3");
-  if (format != "e4m3") quantization.unsupported("fmt", format, "must be e4m3");
+  if (format != "e4m3") {
+    quantization.unsupported("fmt", format, "must be e4m3: another would need its own decoding");
+  }
   if (!quantization.has("weight_block_size")) {
     quantization.unsupported("weight_block_size", nullptr,
-                             "must be there: only FP8 with a scale a block is supported");
+                             "must be there: only FP8 with a scale a block is read, others would need their "
+                             "own shapes of scales");
   }
   return read_blocks(quantization, "weight_block_size");
 }

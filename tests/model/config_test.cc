@@ -284,20 +284,50 @@ TEST(Config, NamesAnAbsurdYarnField) {
   EXPECT_THAT(error_of([&] { load(with_yarn(yarn)); }).what(), HasSubstr("rope_type\" is missing"));
 }
 
-TEST(Config, NamesWhatIsNotSupported) {
-  const std::vector<WrongField> cases = {
-      {"kv_lora_rank", 256},  {"qk_rope_head_dim", 32},    {"qk_rope_head_dim", 0},  {"index_topk", 2048},
-      {"hidden_act", "gelu"}, {"scoring_func", "softmax"}, {"topk_method", "greedy"}};
-  for (const WrongField& wrong : cases) {
+struct Unsupported {
+  const char* field;
+  json value;
+  const char* text;
+};
+
+TEST(Config, NamesWhatIsNotSupportedAndWhatItWouldNeed) {
+  const char* latent =
+      "must be 512: another width of the latent would need pages and kernels of that width; got ";
+  const char* rope =
+      "must be 64: another width of the RoPE key would need pages and kernels of that width; got ";
+  const std::vector<Unsupported> cases = {
+      {"kv_lora_rank", 256, latent},
+      {"kv_lora_rank", 1024, latent},
+      {"qk_rope_head_dim", 32, rope},
+      {"qk_rope_head_dim", 0, rope},
+      {"index_topk", 2048,
+       "must be absent: it asks for sparse attention, which would need the indexer, its cache, and decode "
+       "over "
+       "chosen tokens; got "},
+      {"attention_method", "LSA",
+       "must be MLA: others are sparse attention, which would need the indexer, its cache, and decode over "
+       "chosen tokens; got "},
+      {"sliding_window", 128,
+       "must be absent: a window would need decode over a part of the tokens before; got "},
+      {"hidden_act", "gelu", "must be silu: another would need an op of its own; got "},
+      {"mlp_bias", true, "must be false: biases would need a place behind the products of an FFN; got "},
+      {"scoring_func", "softmax", "must be sigmoid for deepseek_v3; got "},
+      {"topk_method", "greedy", "must be noaux_tc for deepseek_v3; got "}};
+  for (const Unsupported& wrong : cases) {
     const Error error = error_of([&] { load(with(wrong.field, wrong.value)); });
     EXPECT_EQ(error.code(), ErrorCode::kUnsupported) << wrong.field << ' ' << wrong.value;
-    EXPECT_THAT(error.what(), HasSubstr("config.json: field \"" + std::string(wrong.field) + '"'));
-    EXPECT_THAT(error.what(), HasSubstr("; got " + wrong.value.dump()));
+    EXPECT_THAT(error.what(), HasSubstr("config.json: field \"" + std::string(wrong.field) + "\" " +
+                                        wrong.text + wrong.value.dump()));
   }
-  EXPECT_THAT(error_of([] {
-                load(with_yarn({{"type", "linear"}, {"factor", 2}}));
-              }).what(),
-              HasSubstr("field \"rope_scaling.type\" must be default or yarn; got \"linear\""));
+  for (const char* type : {"linear", "dynamic", "longrope", "llama3"}) {
+    const Error error = error_of([&] { load(with_yarn({{"rope_type", type}, {"factor", 2}})); });
+    EXPECT_EQ(error.code(), ErrorCode::kUnsupported) << type;
+    EXPECT_THAT(
+        error.what(),
+        HasSubstr("field \"rope_scaling.rope_type\" must be default or yarn: another type would need its "
+                  "rule for the angle of each pair; got \"" +
+                  std::string(type) + '"'));
+  }
   EXPECT_EQ(error_of([] {
               load(with_yarn({{"type", "default"}, {"partial_rotary_factor", 0.5}}));
             }).code(),
@@ -308,9 +338,6 @@ TEST(Config, NamesWhatIsNotSupported) {
   EXPECT_EQ(error_of([&] { load(config); }).code(), ErrorCode::kUnsupported);
   config = v2_config();
   config["topk_method"] = "noaux_tc";
-  EXPECT_EQ(error_of([&] { load(config); }).code(), ErrorCode::kUnsupported);
-  config = v2_config();
-  config["mlp_bias"] = true;
   EXPECT_EQ(error_of([&] { load(config); }).code(), ErrorCode::kUnsupported);
 }
 
@@ -345,9 +372,11 @@ struct WrongQuantization {
 };
 
 TEST(Config, NamesOtherQuantizations) {
-  json int4 = fp8_block();
-  int4["num_bits"] = 4;
-  int4["type"] = "int";
+  const json int4 = {{"num_bits", 4},
+                     {"type", "int"},
+                     {"strategy", "group"},  // Kimi K2 Thinking's experts
+                     {"group_size", 32},
+                     {"symmetric", true}};
   json channels = fp8_block();
   channels["strategy"] = "channel";
   json two_groups = compressed_tensors(fp8_block());
@@ -360,14 +389,20 @@ TEST(Config, NamesOtherQuantizations) {
   const std::vector<WrongQuantization> cases = {
       {{{"quant_method", "gptq"}},
        kUnsupported,
-       "quant_method\" must be fp8 or compressed-tensors with FP8 in blocks; got \"gptq\""},
+       "quant_method\" must be fp8 or compressed-tensors with FP8 in blocks: another would need its own "
+       "unpacking and scales; got \"gptq\""},
       {{{"qformat_weight", "fp8_e4m3"}, {"qscheme_act", "TENSOR"}},
        kUnsupported,
-       "qformat_weight\" must be absent: only FP8 with a scale a block is supported; got \"fp8_e4m3\""},
+       "qformat_weight\" must be absent: only FP8 with a scale a block is read, others would need their own "
+       "shapes of scales; got \"fp8_e4m3\""},
       {{{"quant_method", "fp8"}},
        kUnsupported,
-       "weight_block_size\" must be there: only FP8 with a scale a block is supported; got null"},
-      {{{"quant_method", "fp8"}, {"fmt", "e5m2"}}, kUnsupported, "fmt\" must be e4m3; got \"e5m2\""},
+       "weight_block_size\" must be there: only FP8 with a scale a block is read, others would need their "
+       "own "
+       "shapes of scales; got null"},
+      {{{"quant_method", "fp8"}, {"fmt", "e5m2"}},
+       kUnsupported,
+       "fmt\" must be e4m3: another would need its own decoding; got \"e5m2\""},
       {{{"quant_method", "fp8"}, {"weight_block_size", {128}}},
        kCorruptFile,
        "weight_block_size\" must be two numbers: rows and columns; got [128]"},

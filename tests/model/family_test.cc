@@ -236,7 +236,8 @@ TEST(Families, Mistral4CountsTheRotatedPartOfAHead) {
   EXPECT_THAT(error_of([&] { load(config); }).what(),
               HasSubstr("\"rope_parameters.partial_rotary_factor\" must be 0.666667; got 1"));
   config["kv_lora_rank"] = 256;  // Mistral Small 4
-  EXPECT_THAT(error_of([&] { load(config); }).what(), HasSubstr("\"kv_lora_rank\" must be 512"));
+  EXPECT_THAT(error_of([&] { load(config); }).what(),
+              HasSubstr("\"kv_lora_rank\" must be 512: another width of the latent would need pages"));
 }
 
 struct Refused {
@@ -249,31 +250,64 @@ json with(json config, const char* field, const json& value) {
   return config;
 }
 
+/// The config.json of LongCat-Flash-Lite-Sparse names no model_type.
+json sparse_longcat_config() {
+  json config = longcat_config();
+  config.erase("model_type");
+  config["architectures"] = {"LongcatCausalLM"};
+  config["attention_method"] = "LSA";
+  config["index_topk"] = 2048;
+  return config;
+}
+
 TEST(Families, WhatIsRefusedIsNamedWithWhatItWouldNeed) {
   const json v3 = tiny_config();
   const json longcat = longcat_config();
   const char* sparse =
-      "sparse attention: it would need the indexer, its cache, and decode over chosen tokens";
+      "\"model_type\" names a family with sparse attention, which would need the indexer, its cache, and "
+      "decode "
+      "over chosen tokens; got \"";
+  const char* linear =
+      "\"model_type\" names a family with linear attention in most layers, which would need a recurrent "
+      "state "
+      "beside the cache; got \"";
+  const char* wrapper =
+      "\"model_type\" names a family with several modalities: its language model must be exported on its "
+      "own, with "
+      "the config.json that is here under text_config; got \"";
   const std::vector<Refused> cases = {
       {config_of("llama"),
        "must be one of deepseek_v2, deepseek_v3, kimi_k2, glm4_moe_lite, youtu, axk1, "
        "longcat_flash, mistral4; got \"llama\""},
       {config_of("deepseek_v32"), sparse},
-      {config_of("deepseek_v4"), sparse},
+      {config_of("deepseek_v4"),
+       "sparse attention over compressed tokens, which would need their compressor, the indexer, caches of "
+       "both, a "
+       "window of plain tokens, and hyper-connections between layers; got \"deepseek_v4\""},
       {config_of("glm_moe_dsa"), sparse},
       {config_of("hy_v4"), sparse},
-      {with(v3, "index_topk", 2048), "asks for sparse attention"},
+      {config_of("longcat_flash_lsa"), sparse},
+      {sparse_longcat_config(),
+       "\"attention_method\" must be MLA: others are sparse attention, which would need"},
       {with(longcat, "attention_method", "LSA"),
-       "\"attention_method\" must be MLA: only dense MLA is supported"},
-      {with(longcat, "zero_expert_type", "drop"), "\"zero_expert_type\" must be identity"},
-      {with(longcat, "router_bias", true), "\"router_bias\" must be false"},
+       "\"attention_method\" must be MLA: others are sparse attention, which would need"},
+      {with(v3, "index_topk", 2048),
+       "\"index_topk\" must be absent: it asks for sparse attention, which would need"},
+      {with(config_of("of_tomorrow"), "index_topk", 2048), "\"index_topk\" must be absent"},
+      {with(longcat, "zero_expert_type", "drop"),
+       "\"zero_expert_type\" must be identity: others would need a rule for what they give; got \"drop\""},
+      {with(longcat, "router_bias", true),
+       "\"router_bias\" must be false: it would need a bias behind the router's product; got true"},
       {with(longcat, "norm_topk_prob", true), "\"norm_topk_prob\" must be false for longcat_flash"},
-      {config_of("longcat_flash_ngram"), "n-gram embeddings: it would need their tables"},
-      {config_of("minicpm3"), "a latent of 256 and RoPE keys of 32: it would need pages and decode kernels"},
-      {config_of("kimi_linear"), "linear attention in most layers: it would need a recurrent state"},
-      {config_of("kimi_k3"), "linear attention in most layers"},
-      {config_of("kimi_k25"), "its language model must be exported on its own"},
-      {config_of("mistral3"), "its language model must be exported on its own"},
+      {config_of("longcat_flash_ngram"),
+       "n-gram embeddings, which would need their tables and the hash of preceding tokens"},
+      {config_of("minicpm3"),
+       "a latent of 256 and RoPE keys of 32, which would need pages and kernels of these widths"},
+      {config_of("kimi_linear"), linear},
+      {config_of("kimi_k3"), linear},
+      {config_of("kimi_k25"), wrapper},
+      {config_of("mistral3"), wrapper},
+      {config_of("deepseek_vl_v2"), wrapper},
   };
   for (const Refused& refused : cases) {
     const Error error = error_of([&] { load(refused.config); });
