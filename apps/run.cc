@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -61,7 +62,9 @@ void warm_up(Engine& engine, const std::vector<std::int32_t>& prompt) {
 
 int run_one(const RunOptions& options) {
   const std::string prompt = read_prompt(options);
+  const auto start = std::chrono::steady_clock::now();
   Engine engine = make_engine(options, parse_cache_format(options.kv_cache_dtype));
+  const std::chrono::duration<double> load_time = std::chrono::steady_clock::now() - start;
   const Style style = make_style(STDOUT_FILENO, options.common.color);
   const bool json = options.common.json;
   const Request request =
@@ -71,7 +74,8 @@ int run_one(const RunOptions& options) {
     if (!json) show_model_text(text);
   });
   if (json) {
-    nlohmann::ordered_json out{{"model", engine.options().model_dir}, {"prompt", prompt}};
+    nlohmann::ordered_json out{
+        {"model", engine.options().model_dir}, {"load_seconds", load_time.count()}, {"prompt", prompt}};
     out.update(run_json(generation));
     write_stdout(out.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
   } else {

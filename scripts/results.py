@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the bundled model and keeps README.md's figures in step with the result files.
 
-    scripts/results.py measure     # runs eval and the engine benchmark, writes bench/results/*.json (about 20 minutes)
+    scripts/results.py measure     # runs eval, the engine benchmark and loads, writes bench/results/*.json (about 20 minutes)
     scripts/results.py render      # redraws the blocks between the marks in README.md from those files
     scripts/results.py check       # fails if README.md is not what render would write
 
@@ -27,7 +27,8 @@ RESULTS = ROOT / "bench" / "results"
 EVAL = "build/cpu/apps/snapmla eval models/tiny-mla --passkey --samples 20 --lengths 512,1k,2k,4k --json"
 PAIRS = "build/cpu/apps/snapmla eval models/tiny-mla --tokens 0 --pairs 64 --samples 40 --lengths 2k,8k --json"
 BENCH = "build/cpu/bench/snapmla_bench --benchmark_filter=decode_tokens --benchmark_repetitions=5 --benchmark_format=json"
-FILES = {"eval-tiny-mla-cpu.json": EVAL, "pairs-tiny-mla-cpu.json": PAIRS, "engine-tiny-mla-cpu.json": BENCH}
+LOAD = "bench/load_time.py --runs 15"
+FILES = {"eval-tiny-mla-cpu.json": EVAL, "pairs-tiny-mla-cpu.json": PAIRS, "engine-tiny-mla-cpu.json": BENCH, "load-cpu.json": LOAD}
 
 
 def machine() -> str:
@@ -113,6 +114,17 @@ def render_bench(record: dict) -> list[str]:
             name = re.sub(r"_median$|/real_time", "", entry["name"])
             rows.append([name, f"{entry['tokens/s']:.0f}"])
     return [*table(["decode (median of 5)", "tokens/s"], rows), "", source(record)]
+
+
+def render_load(record: dict) -> list[str]:
+    rows = []
+    for checkpoint in record["result"]["checkpoints"]:
+        read, load = checkpoint["read_seconds"]["min"], checkpoint["load_seconds"]["min"]
+        rows.append([checkpoint["checkpoint"].upper(), f"{checkpoint['bytes'] / 1e9:.2f}", f"{read:.2f}", f"{load:.2f}",
+                     f"{load / read:.2f}"])
+    header = [f"loading, nothing in the page cache (fastest of {record['result']['runs']})", "GB", "plain read, s", "load, s",
+              "load / read"]
+    return [*table(header, rows), "", source(record)]
 
 
 def source(record: dict) -> str:
@@ -203,6 +215,7 @@ BLOCKS = {  # between <!-- NAME:begin --> and <!-- NAME:end --> in README.md
         (render_eval, "eval-tiny-mla-cpu.json"),
         (render_eval, "pairs-tiny-mla-cpu.json"),
         (render_bench, "engine-tiny-mla-cpu.json"),
+        (render_load, "load-cpu.json"),
     ),
     "quality": (
         (render_eval, "eval-perplexity-h100.json"),

@@ -65,6 +65,10 @@ void InputFile::read_at(void* dst, std::int64_t bytes, std::int64_t offset) cons
   }
 }
 
+void InputFile::expect(std::int64_t bytes, std::int64_t offset) const noexcept {
+  static_cast<void>(::posix_fadvise(fd_, offset, bytes, POSIX_FADV_WILLNEED));  // nothing is lost if it fails
+}
+
 std::string read_whole_file(const char* op, const std::string& path, std::int64_t most) {
   const InputFile file(op, path);
   if (file.size() > most) {

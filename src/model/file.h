@@ -22,6 +22,9 @@ class InputFile {
   /// Reads bytes from an offset on. Throws kIo, also if the file ends before.
   void read_at(void* dst, std::int64_t bytes, std::int64_t offset) const;
 
+  /// Tells the system that these bytes are read soon: it begins to fetch them and does not wait.
+  void expect(std::int64_t bytes, std::int64_t offset) const noexcept;
+
  private:
   const char* op_;
   std::string path_;

@@ -1,5 +1,6 @@
 #include "model/fp8_weights.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <string_view>
@@ -56,18 +57,6 @@ Fp8Blocks read_compressed_tensors(const JsonFields& quantization) {
   return blocks;
 }
 
-struct Grid {
-  std::int64_t matrices = 1;  ///< of a stack
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-};
-
-Grid grid_of(const std::vector<std::int64_t>& shape) {
-  SNAPMLA_ASSERT(shape.size() == 2 || shape.size() == 3);
-  const std::size_t n = shape.size();
-  return {.matrices = n == 3 ? shape[0] : 1, .rows = shape[n - 2], .columns = shape[n - 1]};
-}
-
 std::vector<std::int64_t> scale_shape(std::vector<std::int64_t> shape, const Fp8Blocks& blocks) {
   const std::size_t n = shape.size();
   shape[n - 2] = (shape[n - 2] + blocks.rows - 1) / blocks.rows;
@@ -96,6 +85,15 @@ std::vector<float> read_scales(const Checkpoint& checkpoint, const std::string& 
     }
   }
   return scales;
+}
+
+// A table takes a quarter of the time that to_float takes for every weight (GCC 12, Xeon, 2026-11).
+std::array<float, 256> e4m3_values() {
+  std::array<float, 256> values{};
+  for (std::size_t code = 0; code < values.size(); ++code) {
+    values[code] = to_float(E4m3{static_cast<std::uint8_t>(code)});
+  }
+  return values;
 }
 
 }  // namespace
@@ -143,8 +141,7 @@ void check_fp8(const Checkpoint& checkpoint, const std::string& weight,
   const auto refuse = [&](ErrorCode code, const auto&... rule) {
     fail(code, "weights", checkpoint.dir(), ": tensor \"", weight, "\" ", rule...);
   };
-  if (checkpoint.info(weight).shape != shape)
-    static_cast<void>(checkpoint.read_bf16(weight, shape));  // throws
+  if (checkpoint.info(weight).shape != shape) checkpoint.require_floats(weight, shape);  // throws
   if (blocks.rows == 0) {
     refuse(ErrorCode::kUnsupported,
            "is e4m3, and the config has no quantization_config that says how it is scaled");
@@ -170,22 +167,33 @@ void check_fp8(const Checkpoint& checkpoint, const std::string& weight,
   }
 }
 
-std::vector<Bf16> read_fp8(const Checkpoint& checkpoint, const std::string& weight, const Fp8Blocks& blocks) {
-  const Grid grid = grid_of(checkpoint.info(weight).shape);
-  const std::vector<std::uint8_t> codes = checkpoint.read_bytes(weight);
-  const std::vector<float> scales = read_scales(checkpoint, find_scales(checkpoint, weight));
-  const std::int64_t scale_rows = (grid.rows + blocks.rows - 1) / blocks.rows;
-  const std::int64_t scale_columns = (grid.columns + blocks.columns - 1) / blocks.columns;
-  std::vector<Bf16> values(codes.size());
-  parallel_for(grid.matrices * grid.rows, 64, [&](std::int64_t i) {
-    const std::int64_t scale_row = i / grid.rows * scale_rows + i % grid.rows / blocks.rows;
-    const float* scale = scales.data() + scale_row * scale_columns;
-    for (std::int64_t j = 0; j < grid.columns; ++j) {
-      const auto at = static_cast<std::size_t>(i * grid.columns + j);
-      values[at] = to_bf16(to_float(E4m3{codes[at]}) * scale[j / blocks.columns]);
+Fp8Decoder::Fp8Decoder(const Checkpoint& checkpoint, const std::string& weight, const Fp8Blocks& blocks)
+    : blocks_(blocks), scales_(read_scales(checkpoint, find_scales(checkpoint, weight))) {
+  const std::vector<std::int64_t>& shape = checkpoint.info(weight).shape;
+  SNAPMLA_ASSERT(shape.size() == 2 || shape.size() == 3);
+  rows_ = shape[shape.size() - 2];
+  columns_ = shape.back();
+}
+
+void Fp8Decoder::decode(std::int64_t first, std::span<const std::byte> codes,
+                        std::vector<Bf16>& values) const {
+  static const std::array<float, 256> value_of = e4m3_values();
+  const std::int64_t scale_rows = (rows_ + blocks_.rows - 1) / blocks_.rows;
+  const std::int64_t scale_columns = (columns_ + blocks_.columns - 1) / blocks_.columns;
+  values.resize(codes.size());
+  parallel_for(static_cast<std::int64_t>(codes.size()) / columns_, 64, [&](std::int64_t i) {
+    const std::int64_t row = first + i;
+    const std::int64_t scale_row = row / rows_ * scale_rows + row % rows_ / blocks_.rows;
+    const std::byte* code = codes.data() + i * columns_;
+    Bf16* value = values.data() + i * columns_;
+    for (std::int64_t block = 0; block < scale_columns; ++block) {
+      const float scale = scales_[static_cast<std::size_t>(scale_row * scale_columns + block)];
+      const std::int64_t end = std::min((block + 1) * blocks_.columns, columns_);
+      for (std::int64_t j = block * blocks_.columns; j < end; ++j) {
+        value[j] = to_bf16(value_of[std::to_integer<std::size_t>(code[j])] * scale);
+      }
     }
   });
-  return values;
 }
 
 }  // namespace snapmla

@@ -7,7 +7,9 @@
 // product is rounded once, not at all where the scale is a power of two.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,7 +30,20 @@ std::string find_scales(const Checkpoint& checkpoint, const std::string& weight)
 void check_fp8(const Checkpoint& checkpoint, const std::string& weight,
                const std::vector<std::int64_t>& shape, const Fp8Blocks& blocks);
 
-/// The weight as BF16. check_fp8 must hold. Throws kCorruptFile for scales that are not finite.
-std::vector<Bf16> read_fp8(const Checkpoint& checkpoint, const std::string& weight, const Fp8Blocks& blocks);
+/// What makes the rows of one FP8 weight BF16: its scales. check_fp8 must hold.
+class Fp8Decoder {
+ public:
+  /// Reads the scales. Throws kCorruptFile for scales that are not finite.
+  Fp8Decoder(const Checkpoint& checkpoint, const std::string& weight, const Fp8Blocks& blocks);
+
+  /// Whole rows of the weight, or of the matrices of a stack one after the other, from row `first` on.
+  void decode(std::int64_t first, std::span<const std::byte> codes, std::vector<Bf16>& values) const;
+
+ private:
+  std::int64_t rows_;  ///< of one matrix
+  std::int64_t columns_;
+  Fp8Blocks blocks_;
+  std::vector<float> scales_;  ///< [matrices, rows, columns] in blocks
+};
 
 }  // namespace snapmla

@@ -188,35 +188,20 @@ float half_to_float(std::uint16_t half) {
   return bits_to_float(sign | ((magnitude << 13) + ((127U - 15U) << 23)));
 }
 
-// A float tensor's elements, one by one, as fp32: `convert(element index, value)`.
+// The elements of a float tensor, as they are stored, one by one as fp32: `convert(element index, value)`.
 template <class Convert>
-void for_each_value(const SafetensorsFile& file, const std::string& name, const TensorInfo& info,
-                    const Convert& convert) {
-  std::vector<std::byte> raw(static_cast<std::size_t>(info.end - info.begin));
-  file.read(name, raw.data());
-  const auto size = static_cast<std::size_t>(size_of(info.dtype));
-  for (std::size_t i = 0; i < raw.size() / size; ++i) {
-    if (info.dtype == DType::kF32) {
+void for_each_value(DType dtype, std::span<const std::byte> stored, const Convert& convert) {
+  const auto size = static_cast<std::size_t>(size_of(dtype));
+  for (std::size_t i = 0; i < stored.size() / size; ++i) {
+    if (dtype == DType::kF32) {
       float value = 0;
-      std::memcpy(&value, raw.data() + i * size, size);
+      std::memcpy(&value, stored.data() + i * size, size);
       convert(i, value);
     } else {
       std::uint16_t bits = 0;
-      std::memcpy(&bits, raw.data() + i * size, size);
-      convert(i, info.dtype == DType::kBF16 ? to_float(Bf16{bits}) : half_to_float(bits));
+      std::memcpy(&bits, stored.data() + i * size, size);
+      convert(i, dtype == DType::kBF16 ? to_float(Bf16{bits}) : half_to_float(bits));
     }
-  }
-}
-
-void require_floats(const SafetensorsFile& file, const std::string& name,
-                    const std::vector<std::int64_t>& shape) {
-  const TensorInfo& info = file.tensors().at(name);
-  if (info.shape != shape) {
-    corrupt(file.path(), "tensor ", shown(name), " must have shape ", to_text(shape), "; got ",
-            to_text(info.shape));
-  }
-  if (info.dtype != DType::kBF16 && info.dtype != DType::kF16 && info.dtype != DType::kF32) {
-    corrupt(file.path(), "tensor ", shown(name), " must be bf16, f16 or f32; got ", to_string(info.dtype));
   }
 }
 
@@ -228,6 +213,14 @@ std::string to_text(const std::vector<std::int64_t>& shape) {
   for (std::size_t i = 0; i < shape.size(); ++i) text << (i == 0 ? "" : ", ") << shape[i];
   text << ']';
   return text.str();
+}
+
+std::span<const Bf16> as_bf16(DType dtype, std::span<const std::byte> stored, std::vector<Bf16>& converted) {
+  const std::size_t count = stored.size() / static_cast<std::size_t>(size_of(dtype));
+  if (dtype == DType::kBF16) return {reinterpret_cast<const Bf16*>(stored.data()), count};
+  converted.resize(count);
+  for_each_value(dtype, stored, [&](std::size_t i, float value) { converted[i] = to_bf16(value); });
+  return converted;
 }
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : file_("safetensors", path) {
@@ -287,7 +280,7 @@ Checkpoint::Checkpoint(const std::string& dir) : dir_(dir) {
   for (const std::string& shard : shards) {
     files_.emplace_back(path_in(dir, shard));
     for (const auto& [tensor, info] : files_.back().tensors()) {
-      const auto [it, added] = file_of_.emplace(tensor, files_.size() - 1);
+      const auto [it, added] = file_idx_of_.emplace(tensor, files_.size() - 1);
       if (!added) {
         corrupt(files_.back().path(), "tensor ", shown(tensor), " must be in one file only; it is in ",
                 files_[it->second].path(), " too");
@@ -295,57 +288,62 @@ Checkpoint::Checkpoint(const std::string& dir) : dir_(dir) {
     }
   }
   for (const auto& [tensor, shard] : shard_of) {
-    const auto it = file_of_.find(tensor);
-    if (it == file_of_.end() || files_[it->second].path() != path_in(dir, shard)) {
+    const auto it = file_idx_of_.find(tensor);
+    if (it == file_idx_of_.end() || files_[it->second].path() != path_in(dir, shard)) {
       corrupt(index, "weight_map says that tensor ", shown(tensor), " is in ", shown(shard), "; it is not");
     }
   }
 }
 
 bool Checkpoint::contains(const std::string& name) const {
-  return file_of_.contains(name);
+  return file_idx_of_.contains(name);
 }
 
 std::vector<std::string> Checkpoint::names() const {
   std::vector<std::string> names;
-  for (const auto& [name, file] : file_of_) names.push_back(name);
+  for (const auto& [name, file] : file_idx_of_) names.push_back(name);
   return names;
 }
 
+const SafetensorsFile& Checkpoint::file_of(const std::string& name) const {
+  const auto it = file_idx_of_.find(name);
+  if (it == file_idx_of_.end()) {
+    fail(ErrorCode::kNotFound, "safetensors", dir_, ": has no tensor ", shown(name));
+  }
+  return files_[it->second];
+}
+
 const TensorInfo& Checkpoint::info(const std::string& name) const {
-  const auto it = file_of_.find(name);
-  if (it == file_of_.end()) fail(ErrorCode::kNotFound, "safetensors", dir_, ": has no tensor ", shown(name));
-  return files_[it->second].tensors().at(name);
+  return file_of(name).tensors().at(name);
 }
 
 std::vector<std::uint8_t> Checkpoint::read_bytes(const std::string& name) const {
   const TensorInfo& found = info(name);
   std::vector<std::uint8_t> bytes(static_cast<std::size_t>(found.end - found.begin));
-  files_[file_of_.at(name)].read(name, bytes.data());
+  file_of(name).read(name, bytes.data());
   return bytes;
 }
 
-std::vector<Bf16> Checkpoint::read_bf16(const std::string& name,
-                                        const std::vector<std::int64_t>& shape) const {
+void Checkpoint::require_floats(const std::string& name, const std::vector<std::int64_t>& shape) const {
+  const SafetensorsFile& file = file_of(name);
   const TensorInfo& found = info(name);
-  const SafetensorsFile& file = files_[file_of_.at(name)];
-  require_floats(file, name, shape);
-  std::vector<Bf16> values(static_cast<std::size_t>((found.end - found.begin) / size_of(found.dtype)));
-  if (found.dtype == DType::kBF16) {
-    file.read(name, values.data());
-  } else {
-    for_each_value(file, name, found, [&](std::size_t i, float value) { values[i] = to_bf16(value); });
+  if (found.shape != shape) {
+    corrupt(file.path(), "tensor ", shown(name), " must have shape ", to_text(shape), "; got ",
+            to_text(found.shape));
   }
-  return values;
+  if (found.dtype != DType::kBF16 && found.dtype != DType::kF16 && found.dtype != DType::kF32) {
+    corrupt(file.path(), "tensor ", shown(name), " must be bf16, f16 or f32; got ", to_string(found.dtype));
+  }
 }
 
 std::vector<float> Checkpoint::read_f32(const std::string& name,
                                         const std::vector<std::int64_t>& shape) const {
-  const TensorInfo& found = info(name);
-  const SafetensorsFile& file = files_[file_of_.at(name)];
-  require_floats(file, name, shape);
-  std::vector<float> values(static_cast<std::size_t>((found.end - found.begin) / size_of(found.dtype)));
-  for_each_value(file, name, found, [&](std::size_t i, float value) { values[i] = value; });
+  require_floats(name, shape);
+  const DType dtype = info(name).dtype;
+  const std::vector<std::uint8_t> stored = read_bytes(name);
+  std::vector<float> values(stored.size() / static_cast<std::size_t>(size_of(dtype)));
+  for_each_value(dtype, std::as_bytes(std::span(stored)),
+                 [&](std::size_t i, float value) { values[i] = value; });
   return values;
 }
 

@@ -2,8 +2,10 @@
 // read with pread, so a file cut short under us is an Error, never a signal.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,6 +33,7 @@ class SafetensorsFile {
   /// file and tensor.
   explicit SafetensorsFile(const std::string& path);
 
+  [[nodiscard]] const InputFile& file() const { return file_; }
   [[nodiscard]] const std::string& path() const { return file_.path(); }
   [[nodiscard]] const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
 
@@ -42,6 +45,10 @@ class SafetensorsFile {
   InputFile file_;
   std::map<std::string, TensorInfo> tensors_;
 };
+
+/// Elements of a BF16, F16 or F32 tensor, as they are stored and aligned for their type, as bf16, rounded to nearest
+/// even: those of BF16 themselves, others in `converted`, which is overwritten.
+std::span<const Bf16> as_bf16(DType dtype, std::span<const std::byte> stored, std::vector<Bf16>& converted);
 
 /// All tensors of a folder: model.safetensors, or the shards that model.safetensors.index.json names; where
 /// there is neither, Mistral's consolidated.safetensors and consolidated.safetensors.index.json.
@@ -59,14 +66,15 @@ class Checkpoint {
 
   [[nodiscard]] const std::string& dir() const { return dir_; }
 
-  /// Throws kNotFound, naming folder and tensor.
+  /// Both throw kNotFound, naming folder and tensor.
   [[nodiscard]] const TensorInfo& info(const std::string& name) const;
+  [[nodiscard]] const SafetensorsFile& file_of(const std::string& name) const;
 
-  /// The tensor as bf16, converted from BF16, F16 or F32 (rounded to nearest even), or as f32. Throws
-  /// kCorruptFile if the shape is not `shape` or the dtype is not one of those three; the text names file,
+  /// Throws kCorruptFile if the shape is not `shape` or the dtype is not BF16, F16 or F32; the text names file,
   /// tensor, rule and what came.
-  [[nodiscard]] std::vector<Bf16> read_bf16(const std::string& name,
-                                            const std::vector<std::int64_t>& shape) const;
+  void require_floats(const std::string& name, const std::vector<std::int64_t>& shape) const;
+
+  /// The tensor as f32. Throws as require_floats() does.
   [[nodiscard]] std::vector<float> read_f32(const std::string& name,
                                             const std::vector<std::int64_t>& shape) const;
 
@@ -76,7 +84,7 @@ class Checkpoint {
  private:
   std::string dir_;
   std::vector<SafetensorsFile> files_;
-  std::map<std::string, std::size_t> file_of_;
+  std::map<std::string, std::size_t> file_idx_of_;
 };
 
 }  // namespace snapmla

@@ -1,13 +1,17 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 
 #include "core/bf16.h"
 #include "core/check.h"
 #include "model/fp8_weights.h"
+#include "model/read_ahead.h"
 #include "model/tensor_list.h"
 
 namespace snapmla {
@@ -19,7 +23,8 @@ std::int64_t element_count(const std::vector<std::int64_t>& shape) {
   return count;
 }
 
-/// Reads tensors by name, with the shapes of list_tensors, and puts them on the backend.
+/// Finds tensors by name, with the shapes of list_tensors, makes room for them on the backend, and then reads them
+/// all in the order in which they lie in their files, ahead of what is converted and copied.
 class Loader {
  public:
   Loader(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config)
@@ -37,18 +42,35 @@ class Loader {
 
   [[nodiscard]] bool has(const std::string& name) const { return shapes_.count(name) != 0; }
 
-  ConstTensorView bf16(const std::string& name) { return upload(read(name), DType::kBF16, shapes_.at(name)); }
+  // What these return is filled by read_all().
+
+  ConstTensorView bf16(const std::string& name) {
+    const std::vector<std::int64_t>& shape = shapes_.at(name);
+    return make_view(bf16_into(name, allocate(element_count(shape) * size_of(DType::kBF16))), DType::kBF16,
+                     shape);
+  }
 
   /// A norm's weight times `scale`, rounded to bf16 again.
-  ConstTensorView norm(const std::string& name, double scale = 1) {
-    std::vector<Bf16> values = read(name + ".weight");
-    for (Bf16& value : values) value = to_bf16(to_float(value) * static_cast<float>(scale));
-    return upload(values, DType::kBF16, shapes_.at(name + ".weight"));
+  ConstTensorView norm(const std::string& prefix, double scale = 1) {
+    const std::string name = prefix + ".weight";
+    const std::vector<std::int64_t>& shape = shapes_.at(name);
+    void* data = allocate(element_count(shape) * size_of(DType::kBF16));
+    later(name, [this, name, data, scale](ReadAhead& ahead) {
+      std::vector<Bf16> values = take_whole(name, ahead);
+      for (Bf16& value : values) value = to_bf16(to_float(value) * static_cast<float>(scale));
+      copy(data, std::span<const Bf16>(values));
+    });
+    return make_view(data, DType::kBF16, shape);
   }
 
   ConstTensorView f32(const std::string& name) {
     const std::vector<std::int64_t>& shape = shapes_.at(name);
-    return upload(checkpoint_.read_f32(name, shape), DType::kF32, shape);
+    void* data = allocate(element_count(shape) * size_of(DType::kF32));
+    // So few and small that they need no reading ahead.
+    reads_.push_back({place_of(name), {}, [this, name, data, &shape](ReadAhead& /*ahead*/) {
+                        copy(data, std::span<const float>(checkpoint_.read_f32(name, shape)));
+                      }});
+    return make_view(data, DType::kF32, shape);
   }
 
   LinearWeight linear(const std::string& prefix) {
@@ -66,51 +88,124 @@ class Loader {
 
   /// <prefix><expert>.<name>.weight of all experts, stacked [experts, out, in].
   ConstTensorView experts(const std::string& prefix, const std::string& name, int count) {
-    const std::vector<std::int64_t> shape = shapes_.at(prefix + "0." + name + ".weight");
-    const std::int64_t bytes = element_count(shape) * size_of(DType::kBF16);
-    auto* stack = static_cast<std::byte*>(allocate(count * bytes));
+    const std::vector<std::int64_t>& shape = shapes_.at(prefix + "0." + name + ".weight");
+    const std::int64_t expert_bytes = element_count(shape) * size_of(DType::kBF16);
+    auto* stack = static_cast<std::byte*>(allocate(count * expert_bytes));
     for (int expert = 0; expert < count; ++expert) {
       std::string tensor = prefix;
       tensor.append(std::to_string(expert)).append(".").append(name).append(".weight");
-      const std::vector<Bf16> values = read(tensor);
-      copy(stack + expert * bytes, values.data(), bytes);
+      bf16_into(tensor, stack + expert * expert_bytes);
     }
     return {stack, DType::kBF16, {count, shape[0], shape[1]}};
   }
 
   /// kv_b_proj [heads * (nope + v), 512], per head nope rows of W_UK and then v rows of W_UV, into the two.
   void split_kv_b(const std::string& name, const ModelConfig& config, AttentionWeights& attention) {
-    const std::vector<Bf16> kv_b = read(name);
-    const std::int64_t nope = std::int64_t{config.nope_dim} * kLatentDim;
-    const std::int64_t v = std::int64_t{config.v_dim} * kLatentDim;
-    std::vector<Bf16> w_uk;
-    std::vector<Bf16> w_uv;
-    for (auto head = kv_b.begin(); head != kv_b.end(); head += nope + v) {
-      w_uk.insert(w_uk.end(), head, head + nope);
-      w_uv.insert(w_uv.end(), head + nope, head + nope + v);
-    }
-    attention.w_uk = upload(w_uk, DType::kBF16, {config.heads, config.nope_dim, kLatentDim});
-    attention.w_uv = upload(w_uv, DType::kBF16, {config.heads, config.v_dim, kLatentDim});
+    const auto nope = static_cast<std::size_t>(config.nope_dim) * kLatentDim;
+    const auto v = static_cast<std::size_t>(config.v_dim) * kLatentDim;
+    const auto heads = static_cast<std::size_t>(config.heads);
+    auto* w_uk = static_cast<Bf16*>(allocate(static_cast<std::int64_t>(heads * nope * sizeof(Bf16))));
+    auto* w_uv = static_cast<Bf16*>(allocate(static_cast<std::int64_t>(heads * v * sizeof(Bf16))));
+    later(name, [=, this](ReadAhead& ahead) {
+      const std::vector<Bf16> kv_b = take_whole(name, ahead);
+      for (std::size_t head = 0; head < heads; ++head) {
+        const auto both = std::span(kv_b).subspan(head * (nope + v), nope + v);
+        copy(w_uk + head * nope, both.first(nope));
+        copy(w_uv + head * v, both.last(v));
+      }
+    });
+    attention.w_uk = {w_uk, DType::kBF16, {config.heads, config.nope_dim, kLatentDim}};
+    attention.w_uv = {w_uv, DType::kBF16, {config.heads, config.v_dim, kLatentDim}};
+  }
+
+  void read_all() {
+    std::sort(reads_.begin(), reads_.end(), [](const Read& a, const Read& b) { return a.place < b.place; });
+    std::vector<ReadAhead::Part> parts;
+    for (const Read& read : reads_) parts.insert(parts.end(), read.parts.begin(), read.parts.end());
+    ReadAhead ahead(std::move(parts));
+    for (const Read& read : reads_) read.run(ahead);
+    reads_.clear();
   }
 
   [[nodiscard]] const TensorNames& names() const { return names_; }
   [[nodiscard]] ModelWeights& weights() { return weights_; }
 
  private:
-  void check(const TensorSpec& tensor) const {
-    const TensorInfo& info = checkpoint_.info(tensor.name);
-    if (info.dtype == DType::kE4M3) return check_fp8(checkpoint_, tensor.name, tensor.shape, fp8_);
-    const bool readable =
-        info.dtype == DType::kBF16 || info.dtype == DType::kF16 || info.dtype == DType::kF32;
-    // The read throws then, and names file, tensor and rule.
-    if (info.shape != tensor.shape || !readable) {
-      static_cast<void>(checkpoint_.read_bf16(tensor.name, tensor.shape));
+  using Place = std::pair<const SafetensorsFile*, std::int64_t>;
+  using TakeBf16 = std::function<void(std::int64_t first, std::span<const Bf16> elements)>;
+
+  struct Read {
+    Place place;
+    std::vector<ReadAhead::Part> parts;
+    std::function<void(ReadAhead&)> run;  ///< takes the parts
+  };
+
+  [[nodiscard]] Place place_of(const std::string& name) const {
+    return {&checkpoint_.file_of(name), checkpoint_.info(name).begin};
+  }
+
+  void later(const std::string& name, std::function<void(ReadAhead&)> run) {
+    const TensorInfo& info = checkpoint_.info(name);
+    const std::int64_t most = part_bytes(info);
+    std::vector<ReadAhead::Part> parts;
+    for (std::int64_t begin = info.begin; begin < info.end; begin += most) {
+      parts.push_back({&checkpoint_.file_of(name).file(), begin, std::min(most, info.end - begin)});
+    }
+    reads_.push_back({place_of(name), std::move(parts), std::move(run)});
+  }
+
+  /// About a megabyte, which stays in the processor's caches until it has been copied; whole rows where each has its
+  /// scales.
+  static std::int64_t part_bytes(const TensorInfo& info) {
+    constexpr std::int64_t kBytes = 1 << 20;
+    if (info.dtype != DType::kE4M3) return kBytes;
+    const std::int64_t columns = info.shape.back();
+    return std::max<std::int64_t>(1, kBytes / 2 / columns) * columns;
+  }
+
+  /// Takes a tensor's parts and hands them on as bf16; `first` is the index of the first element.
+  void take_parts(const std::string& name, ReadAhead& ahead, const TakeBf16& take) const {
+    const TensorInfo& info = checkpoint_.info(name);
+    const std::int64_t count = element_count(info.shape);
+    std::optional<Fp8Decoder> fp8;
+    if (info.dtype == DType::kE4M3) fp8.emplace(checkpoint_, name, fp8_);
+    std::vector<Bf16> converted;
+    for (std::int64_t first = 0; first < count;) {
+      const std::span<const std::byte> stored = ahead.next();
+      std::span<const Bf16> elements;
+      if (fp8) {
+        fp8->decode(first / info.shape.back(), stored, converted);
+        elements = converted;
+      } else {
+        elements = as_bf16(info.dtype, stored, converted);
+      }
+      take(first, elements);
+      first += std::ssize(elements);
     }
   }
 
-  [[nodiscard]] std::vector<Bf16> read(const std::string& name) const {
-    if (checkpoint_.info(name).dtype == DType::kE4M3) return read_fp8(checkpoint_, name, fp8_);
-    return checkpoint_.read_bf16(name, shapes_.at(name));
+  [[nodiscard]] std::vector<Bf16> take_whole(const std::string& name, ReadAhead& ahead) const {
+    std::vector<Bf16> values;
+    take_parts(name, ahead, [&](std::int64_t /*first*/, std::span<const Bf16> elements) {
+      values.insert(values.end(), elements.begin(), elements.end());
+    });
+    return values;
+  }
+
+  /// The tensor as bf16 into memory of the backend, which is returned.
+  void* bf16_into(const std::string& name, void* dst) {
+    later(name, [this, name, dst](ReadAhead& ahead) {
+      take_parts(name, ahead, [&](std::int64_t first, std::span<const Bf16> elements) {
+        copy(static_cast<Bf16*>(dst) + first, elements);
+      });
+    });
+    return dst;
+  }
+
+  void check(const TensorSpec& tensor) const {
+    const TensorInfo& info = checkpoint_.info(tensor.name);
+    if (info.dtype == DType::kE4M3) return check_fp8(checkpoint_, tensor.name, tensor.shape, fp8_);
+    checkpoint_.require_floats(tensor.name, tensor.shape);
   }
 
   void* allocate(std::int64_t bytes) {
@@ -118,16 +213,14 @@ class Loader {
     return weights_.buffers.emplace_back(backend_, bytes).data();
   }
 
-  void copy(void* dst, const void* src, std::int64_t bytes) {
-    backend_.copy(dst, src, bytes, CopyKind::kHostToDevice, Stream{});
+  template <class T>
+  void copy(void* dst, std::span<const T> src) {
+    backend_.copy(dst, src.data(), static_cast<std::int64_t>(src.size_bytes()), CopyKind::kHostToDevice,
+                  Stream{});
     backend_.synchronize(Stream{});
   }
 
-  template <class T>
-  ConstTensorView upload(const std::vector<T>& values, DType dtype, const std::vector<std::int64_t>& shape) {
-    const auto bytes = static_cast<std::int64_t>(values.size() * sizeof(T));
-    void* data = allocate(bytes);
-    copy(data, values.data(), bytes);
+  static ConstTensorView make_view(const void* data, DType dtype, const std::vector<std::int64_t>& shape) {
     switch (shape.size()) {
       case 1:
         return {data, dtype, {shape[0]}};
@@ -144,6 +237,7 @@ class Loader {
   const TensorNames& names_;
   Fp8Blocks fp8_;
   std::map<std::string, std::vector<std::int64_t>> shapes_;
+  std::vector<Read> reads_;
   ModelWeights weights_;
 };
 
@@ -217,6 +311,7 @@ ModelWeights load_weights(Backend& backend, const Checkpoint& checkpoint, const 
   weights.norm = loader.norm(loader.names().norm);
   weights.lm_head = config.tied_embeddings ? LinearWeight{.weight = weights.embedding, .bias = {}}
                                            : loader.linear(loader.names().lm_head);
+  loader.read_all();
   return std::move(weights);
 }
 

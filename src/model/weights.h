@@ -67,8 +67,8 @@ struct ModelWeights {
   std::int64_t bytes = 0;           ///< on the device
 };
 
-/// Checks that all tensors are there with the right shapes, and no others that matter, before the first is read,
-/// then reads them. Throws as Checkpoint does, naming file and tensor, and Error(kUnsupported, kOutOfMemory).
+/// Checks that all tensors are there with the right shapes, and no others that matter, and makes room for them before
+/// the first is read, then reads them in the order of the files. Throws as Checkpoint does, naming file and tensor, and Error(kUnsupported, kOutOfMemory).
 ModelWeights load_weights(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config);
 
 }  // namespace snapmla

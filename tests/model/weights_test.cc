@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
@@ -142,6 +143,41 @@ TEST(Weights, TheStoredTypeChangesNothing) {
   EXPECT_EQ(values_of(f32.layers[1].moe.router), values_of(bf16.layers[1].moe.router));
 }
 
+/// A config some of whose tensors are over a megabyte, and are read in parts.
+nlohmann::json large_config() {
+  nlohmann::json config = tiny_config();
+  config["vocab_size"] = 9000;
+  config["intermediate_size"] = 9000;
+  return config;
+}
+
+void expect_equal(const ModelWeights& a, const ModelWeights& b) {
+  ASSERT_EQ(a.buffers.size(), b.buffers.size());
+  for (std::size_t i = 0; i < a.buffers.size(); ++i) {
+    ASSERT_EQ(a.buffers[i].bytes(), b.buffers[i].bytes()) << i;
+    EXPECT_EQ(
+        std::memcmp(a.buffers[i].data(), b.buffers[i].data(), static_cast<std::size_t>(a.buffers[i].bytes())),
+        0)
+        << i;
+  }
+}
+
+TEST(Weights, LargeTensorsAreReadInParts) {
+  const Tensors tensors = testing::make_tensors(large_config(), 4);
+  const ModelWeights weights = load(large_config(), tensors);
+  EXPECT_EQ(values_of(weights.embedding), find(tensors, "model.embed_tokens.weight").values);
+  EXPECT_EQ(values_of(weights.layers[0].ffn.down.weight),
+            find(tensors, "model.layers.0.mlp.down_proj.weight").values);
+  expect_equal(load(large_config(), tensors, testing::StoredAs::kF32), weights);
+}
+
+TEST(Weights, TheOrderInTheFileChangesNothing) {
+  Tensors tensors = testing::make_tensors(large_config(), 4);
+  const ModelWeights weights = load(large_config(), tensors);
+  std::reverse(tensors.begin(), tensors.end());
+  expect_equal(load(large_config(), tensors), weights);
+}
+
 NamedTensor extra(const std::string& name) {
   return testing::random_tensor(1, name, {4, 4}, 1);
 }
@@ -264,6 +300,25 @@ TEST(Weights, Fp8TakesTheScaleOfItsBlock) {
         ASSERT_EQ(loaded[i * 160 + j], expected) << storage.name << ' ' << i << ' ' << j;
       }
     }
+  }
+}
+
+// up_proj [9000, 64], with blocks of 1000 x 48: a part of it ends within a block.
+TEST(Weights, Fp8ReadInPartsTakesTheScaleOfItsBlock) {
+  nlohmann::json config = large_config();
+  config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {1000, 48}}};
+  Tensors tensors = testing::make_tensors(config, 4);
+  const std::string name = "model.layers.0.mlp.up_proj.weight";
+  auto [codes, scales] = testing::to_fp8(find(tensors, name), 1000, 48, name + "_scale_inv");
+  ASSERT_EQ(scales.shape, (std::vector<std::int64_t>{9, 2}));
+  for (std::size_t i = 0; i < 18; ++i) scales.values[i] = 1 + static_cast<float>(i) / 16;
+  find(tensors, name) = codes;
+  tensors.push_back(scales);
+  const std::vector<float> loaded = values_of(load(config, tensors).layers[0].ffn.up.weight);
+  ASSERT_EQ(loaded.size(), 9000U * 64U);
+  for (std::size_t i = 0; i < loaded.size(); ++i) {
+    const float scale = scales.values[i / 64 / 1000 * 2 + i % 64 / 48];
+    ASSERT_EQ(loaded[i], round_to_bf16(codes.values[i] * scale)) << i;
   }
 }
 
