@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws tokens/s over context length for both caches from the CSV of `snapmla bench throughput`, as an SVG.
 
-    scripts/plot_throughput.py bench/results/throughput-h100.csv -o docs/throughput.svg
+    scripts/plot_throughput.py bench/results/throughput-h100.csv --model deepseek-v2-lite -o docs/throughput.svg
     scripts/plot_throughput.py FILE --batch 64        # the rows of --max-num-seqs 64; by default those of "max"
 
 A chart a model (and part of it), side by side; both axes logarithmic, so that equal gains are equal distances. Each FP8
@@ -131,9 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path)
     parser.add_argument("-o", "--output", type=Path, help="default: standard output")
+    parser.add_argument("--model", help="draw this model's rows alone")
     parser.add_argument("--batch", default="max", help="draw the rows of this --max-num-seqs")
     args = parser.parse_args()
     record, rows = load(args.csv)
+    rows = [row for row in rows if args.model in (None, row["model"])]
     charts = group(rows, args.batch)
     if not charts:
         asked = ", ".join(sorted({row["batch_asked"] for row in rows})) or "none"
