@@ -122,8 +122,9 @@ def draw(record: dict, charts: dict[str, dict[str, list[dict]]]) -> str:
     source = ", ".join(str(record[key]) for key in ("machine", "date") if record.get(key))
     if record.get("commit"):
         source += f", at {record['commit']}"
-    out.append(f'<text class="dim" x="{LEFT}" y="{height - 10}" font-size="11">{escape(source)}; dashed: the limit of '
-               "the chip</text>")
+    for line, text in enumerate((source, "dashed: the limit of the chip")):
+        y = height - 10 - 14 * (1 - line)
+        out.append(f'<text class="dim" x="{LEFT}" y="{y}" font-size="11">{escape(text)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
