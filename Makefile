@@ -11,7 +11,7 @@ TORCH_OLDEST ?= 2.10.0
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps check-deps python-deps build demo test test-slow test-python test-python-oldest wheel wheel-manylinux asan tsan fuzz-deps fuzz cuda bench format check-format tidy results install clean
+.PHONY: help deps check-deps python-deps build demo test test-slow test-python test-python-oldest wheel wheel-manylinux asan tsan fuzz-deps fuzz cuda bench format check-format tidy results study install clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -112,6 +112,10 @@ tidy: check-deps build/cpu/build.ninja ## fail on a clang-tidy finding
 results: build ## measure the bundled model on a quiet machine and redraw the README's figures
 	@scripts/results.py measure
 	@scripts/results.py render
+
+study: build ## measure what FP8 does to attention and to the model, and redraw docs/numerics.md (docs/plots)
+	@scripts/study.py measure cpu
+	@scripts/study.py render
 
 install: build ## install below PREFIX (/usr/local)
 	@cmake --install build/cpu --prefix $(PREFIX)
