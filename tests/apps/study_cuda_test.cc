@@ -24,26 +24,33 @@ AttentionRows rows_of(Shape shape) {
   return make_synthetic({.shape = shape, .tokens = 1024});
 }
 
-// Query and P are quantized on top of the cache, and sums are done by tensor cores: together at most as much again.
-TEST_F(StudyFindingsOnCuda, DecodeErrsLittleMoreThanTheCacheFormat) {
+/// The error of decode, queries and P quantized, on a backend.
+double decode_error(Backend& backend, const AttentionRows& rows) {
+  const std::vector<StudyLine> lines = study_formats(backend, rows, calibrate(widen(rows.keys).data(), 1024));
+  for (const StudyLine& line : lines) {
+    if (line.variant == "decode") return line.error.relative_l2;
+  }
+  ADD_FAILURE() << "no line for decode";
+  return 0;
+}
+
+// The kernel quantizes what the specification quantizes; what its truncating sums lose on top is a gain of at most 0.2 %.
+TEST_F(StudyFindingsOnCuda, DecodeErrsLittleMoreThanTheReference) {
   for (const Shape shape : {Shape::kTails, Shape::kSink, Shape::kUniform, Shape::kOutlier}) {
     const AttentionRows rows = rows_of(shape);
-    double token = 0;
-    double decode = 0;
-    for (const StudyLine& line : study_formats(cuda(), rows, calibrate(widen(rows.keys).data(), 1024))) {
-      if (line.variant == "token") token = line.error.relative_l2;
-      if (line.variant == "decode") decode = line.error.relative_l2;
-    }
-    EXPECT_GT(token, 0) << to_string(shape);
-    EXPECT_LT(decode, 2 * token + 0.002) << to_string(shape);
+    const double specified = decode_error(reference(), rows);
+    EXPECT_GT(specified, 0) << to_string(shape);
+    EXPECT_LT(decode_error(cuda(), rows), specified + 0.002) << to_string(shape);
   }
 }
 
-// Partials of an FP8 cache are half in units of the item's largest scale: 2^-11 a rounding. Fixed splits make a
-// request's bits its own.
+// Partials of an FP8 cache are half in units of the item's largest scale: 2^-11 a rounding. Splits of 64 tokens cut blocks of
+// 128, whose halves of P have ranges of their own. Fixed splits make a request's bits its own.
 TEST_F(StudyFindingsOnCuda, SplitsAndBatchChangeNothing) {
-  for (const StudyLine& line : study_splits(cuda(), rows_of(Shape::kSink)))
-    EXPECT_LE(line.error.relative_l2, line.variant == "batch-8" ? 0 : 0x1p-10) << line.variant;
+  for (const StudyLine& line : study_splits(cuda(), rows_of(Shape::kSink))) {
+    const double most = line.variant == "batch-8" ? 0 : line.variant == "every-64" ? 0x1p-8 : 0x1p-10;
+    EXPECT_LE(line.error.relative_l2, most) << line.variant;
+  }
 }
 
 // What a token format restores is what the FP8 cache restores; prefill reads the cache alone.
