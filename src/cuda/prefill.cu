@@ -49,11 +49,9 @@ void launch(const PrefillAttentionParams& p, cudaStream_t stream) {
                   .k_nope = make_head_map(p.k_nope, Shape::kKeys),
                   .k_rope = make_head_map(p.k_rope, Shape::kKeys),
                   .v = make_head_map(p.v, Shape::kKeys)};
-  const auto kernel = prefill_kernel<Shape>;
-  constexpr int kBytes = Shape::kBytes;
-  SNAPMLA_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  launch_overlapped(kernel, dim3(static_cast<unsigned>(args.order.tiles * args.order.heads)), kThreads,
-                    kBytes, stream, args, maps);
+  allow_shared_memory<prefill_kernel<Shape>, Shape::kBytes>();
+  launch_overlapped(prefill_kernel<Shape>, dim3(static_cast<unsigned>(args.order.tiles * args.order.heads)),
+                    kThreads, Shape::kBytes, stream, args, maps);
 }
 
 void check(const PrefillAttentionParams& p) {
