@@ -1,7 +1,7 @@
 // Small random checkpoints in Hugging Face layout, made from a config.json and a seed.
 //
 // Every value is a function of (seed, tensor name, index), defined by exact integer arithmetic and a few fp32
-// operations, and rounded to bf16, so that tests/tools/make_model_goldens.py makes the same bits with numpy:
+// operations, and rounded to bf16, so that tests/tools/seeded_checkpoint.py makes the same bits with numpy:
 //     z = (sum of the four 16-bit parts of splitmix64(seed ^ fnv1a(name), index) - 131070) * (1 / 37837.2)
 //     value = bf16(offset + z * gain)
 // z has mean 0 and variance 1. Gains (see spec_of) give attention logits a std of about the config's

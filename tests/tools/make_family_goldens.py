@@ -24,6 +24,7 @@ import re
 from pathlib import Path
 
 import tiktoken
+from hashes import SPLITMIX64_STEP, splitmix64
 from make_tokenizer_goldens import DATA, LLAMA3, V2, V3, FRAGMENTS, byte_level, fnv, splits, training_text
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tiktoken._educational import bpe_train
@@ -93,11 +94,8 @@ class Random:
         self.state = seed
 
     def next(self) -> int:
-        self.state = (self.state + 0x9E3779B97F4A7C15) % 2**64
-        z = self.state
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-        return z ^ (z >> 31)
+        self.state = (self.state + SPLITMIX64_STEP) % 2**64
+        return splitmix64(self.state)
 
     def below(self, bound: int) -> int:
         return self.next() % bound

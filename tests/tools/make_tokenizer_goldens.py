@@ -23,6 +23,7 @@ import random
 from itertools import groupby
 from pathlib import Path
 
+from hashes import fnv1a
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors, trainers
 from tokenizers import pre_tokenizers as pre
 
@@ -170,10 +171,7 @@ def random_ids(tok: Tokenizer, count: int) -> list[dict]:
 
 
 def fnv(data: bytes) -> str:
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 % 2**64
-    return f"{value:016x}"
+    return f"{fnv1a(data):016x}"
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:
