@@ -2,7 +2,7 @@
 """Everything behind "The evidence" in docs/numerics.md: measures it, draws it, and writes the numbers into the text.
 
     scripts/study.py measure cpu     # bench/results/study-*-cpu.*: about 10 minutes on 2 quiet cores
-    scripts/study.py measure gpu     # bench/results/study-*-h100.*: build/cuda, on a machine with a Hopper GPU
+    scripts/study.py measure gpu     # bench/results/study-*-h100.*: build/cuda, 14 minutes on one H100
     scripts/study.py render          # docs/plots/*.svg and the blocks between marks in docs/numerics.md
     scripts/study.py check           # fails if these are not what render would write
 
