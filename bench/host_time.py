@@ -62,16 +62,19 @@ def calls(batch, tokens, heads, device):
     plan = snapmla.plan(seq_lens, rows=heads)
     out = torch.empty(batch, 1, heads, 512, dtype=torch.bfloat16, device=device)
     lse = torch.empty(batch, 1, heads, device=device)
-    given = dict(out=out, lse=lse, workspace=plan.workspace(1, heads))
+    scratch = plan.workspace(1, heads)
     fp8, bf16 = snapmla.pack(kv), snapmla.pack(kv, "bf16")
     latent, rope = q.split((512, 64), -1)
-    query = snapmla.quantize_q(latent, rope)
+    query = q8, r8, scale8 = snapmla.quantize_q(latent, rope)
     flash = lambda function, module, cache: lambda meta=module.get_mla_metadata()[0]: function(
         q, cache, table, seq_lens, 512, meta, None, SCALE)
     result = {
-        "decode, FP8 pages": lambda: snapmla.decode(*query, fp8, table, seq_lens, plan, SCALE, **given),
-        "decode, FP8 pages, allocating": lambda: snapmla.decode(*query, fp8, table, seq_lens, plan, SCALE),
-        "decode, BF16 pages": lambda: snapmla.decode(latent, rope, None, bf16, table, seq_lens, plan, SCALE, **given),
+        # Every argument is written out: to unpack *query and **results costs 0.5 us, which is not the op's.
+        "decode, FP8 pages": lambda: snapmla.decode(q8, r8, scale8, fp8, table, seq_lens, plan, SCALE, out=out, lse=lse,
+                                                    workspace=scratch),
+        "decode, FP8 pages, allocating": lambda: snapmla.decode(q8, r8, scale8, fp8, table, seq_lens, plan, SCALE),
+        "decode, BF16 pages": lambda: snapmla.decode(latent, rope, None, bf16, table, seq_lens, plan, SCALE, out=out, lse=lse,
+                                                     workspace=scratch),
         "decode, BF16 pages, allocating": lambda: snapmla.decode(latent, rope, None, bf16, table, seq_lens, plan, SCALE),
         "quantize_q": lambda: snapmla.quantize_q(latent, rope, out=query),
         "plan.update": lambda: plan.update(seq_lens),

@@ -95,7 +95,7 @@ class Handles {
   }
 
  private:
-  std::array<AtenTensorHandle, kMax> handles_;
+  std::array<AtenTensorHandle, kMax> handles_{};
   std::size_t count_ = 0;
 };
 

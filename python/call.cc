@@ -114,8 +114,9 @@ TensorView Call::view(const char* name, const Tensor& tensor) const {
   SNAPMLA_REQUIRE(dtype, op_, name, " has a dtype that no op takes; got ", dtype_text(tensor));
   const std::int64_t rank = tensor.dim();
   SNAPMLA_REQUIRE(rank <= kMaxRank, op_, name, " must have at most ", kMaxRank, " dimensions; got ", rank);
-  return make_view(tensor.numel() == 0 ? nothing.data() : tensor.data_ptr(), *dtype, rank, tensor.sizes(),
-                   tensor.strides());
+  void* data = tensor.data_ptr();
+  if (data == nullptr && tensor.numel() == 0) data = nothing.data();
+  return make_view(data, *dtype, rank, tensor.sizes(), tensor.strides());
 }
 
 ConstTensorView Call::view(const char* name, const OptionalTensor& tensor) const {

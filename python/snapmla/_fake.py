@@ -35,6 +35,11 @@ def _decode(q_latent, q_rope, q_scale, cache, cache_rope, cache_scale, block_tab
     )
 
 
+@torch.library.register_fake("snapmla::decode.records")
+def _decode_records(q_latent, q_rope, q_scale, cache, *arguments, **keywords):
+    return _decode(q_latent, q_rope, q_scale, cache, None, None, *arguments, **keywords)
+
+
 @torch.library.register_fake("snapmla::combine")
 def _combine(partial_out, partial_lse, split_offsets, s, out_dtype=None):
     shape = (split_offsets.shape[0] - 1, s, partial_out.shape[1] // s)
@@ -48,5 +53,5 @@ def _writes_only(*args, **kwargs):
     return None
 
 
-for _name in ("quantize_q.out", "append_kv", "fetch_kv.out", "plan", "decode.out", "combine.out"):
+for _name in ("quantize_q.out", "append_kv", "fetch_kv.out", "plan", "decode.out", "decode.records_out", "combine.out"):
     torch.library.register_fake(f"snapmla::{_name}", _writes_only)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,12 @@ def load() -> None:
     if not _LIBRARY.exists():
         raise ImportError(f"snapmla is not built: {_LIBRARY} is missing; install the package (pip install .)")
     torch.ops.load_library(str(_LIBRARY))
+
+
+def eager(op: torch._ops.OpOverload) -> Callable:
+    """What `op` calls in turn: a frame of Python less, 0.3 us for the 13 arguments of a decode. torch.compile does not know
+    it: where torch.compiler.is_dynamo_compiling(), call `op`."""
+    return op._op
 
 
 def require(what: str, condition: bool, rule: str, *got: object) -> None:

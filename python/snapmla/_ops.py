@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from ._cache import LATENT_DIM, PagedCache
-from ._library import python_error
+from ._library import eager, python_error
 from ._plan import Plan
 
 # The ops, looked up once. They are called by position: to torch a keyword costs as much again as the tensor it names.
@@ -25,7 +25,12 @@ _QUANTIZE_Q, _QUANTIZE_Q_OUT = torch.ops.snapmla.quantize_q.default, torch.ops.s
 _APPEND_KV = torch.ops.snapmla.append_kv.default
 _FETCH_KV, _FETCH_KV_OUT = torch.ops.snapmla.fetch_kv.default, torch.ops.snapmla.fetch_kv.out
 _DECODE, _DECODE_OUT = torch.ops.snapmla.decode.default, torch.ops.snapmla.decode.out
+_DECODE_RECORDS, _DECODE_RECORDS_OUT = torch.ops.snapmla.decode.records, torch.ops.snapmla.decode.records_out
 _COMBINE, _COMBINE_OUT = torch.ops.snapmla.combine.default, torch.ops.snapmla.combine.out
+# Those that a step calls once a layer, as eager code calls them.
+_EAGER_QUANTIZE_Q_OUT = eager(_QUANTIZE_Q_OUT)
+_EAGER_DECODE_RECORDS, _EAGER_DECODE_RECORDS_OUT = eager(_DECODE_RECORDS), eager(_DECODE_RECORDS_OUT)
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 class QuantizedQ(NamedTuple):
@@ -42,7 +47,7 @@ class QuantizedQ(NamedTuple):
     scale: torch.Tensor
 
 
-def quantize_q(q_latent: torch.Tensor, q_rope: torch.Tensor, *, cos_sin: torch.Tensor | None = None,
+def quantize_q(q_latent: torch.Tensor, q_rope: torch.Tensor | None, *, cos_sin: torch.Tensor | None = None,
                positions: torch.Tensor | None = None, interleaved: bool = True, scale_rule: str = "pow2",
                out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None) -> QuantizedQ:
     """Quantizes absorbed query rows for FP8 pages, one scale a (token, head), rotating the rope part first if asked.
@@ -51,7 +56,8 @@ def quantize_q(q_latent: torch.Tensor, q_rope: torch.Tensor, *, cos_sin: torch.T
 
     Args:
         q_latent: bfloat16 [batch, s, heads, 512], the query absorbed into the latent space; any strides but the last.
-        q_rope: bfloat16 [batch, s, heads, 64]; any strides but the last.
+        q_rope: bfloat16 [batch, s, heads, 64]; any strides but the last. None where q_latent is [batch, s, heads, 576], both
+            side by side.
         cos_sin: float32 [num_positions, 64], 32 cosines then 32 sines a position; None: q_rope is rotated already.
         positions: int32 [batch, s], with cos_sin.
         interleaved: pairs (2i, 2i + 1) as in DeepSeek checkpoints; else (i, i + 32).
@@ -69,7 +75,8 @@ def quantize_q(q_latent: torch.Tensor, q_rope: torch.Tensor, *, cos_sin: torch.T
         if out is None:
             return QuantizedQ(*_QUANTIZE_Q(q_latent, q_rope, cos_sin, positions, interleaved, scale_rule))
         latent_out, rope_out, scale_out = out
-        _QUANTIZE_Q_OUT(q_latent, q_rope, cos_sin, positions, interleaved, scale_rule, latent_out, rope_out, scale_out)
+        op = _QUANTIZE_Q_OUT if _is_compiling() else _EAGER_QUANTIZE_Q_OUT
+        op(q_latent, q_rope, cos_sin, positions, interleaved, scale_rule, latent_out, rope_out, scale_out)
         return QuantizedQ(latent_out, rope_out, scale_out)
     except RuntimeError as error:
         raise python_error("quantize_q", error) from None
@@ -171,17 +178,26 @@ def decode(q_latent: torch.Tensor, q_rope: torch.Tensor | None, q_scale: torch.T
     Bitwise repeatable for the same inputs and plan. Error bounds: docs/numerics.md.
     """
     try:
-        pages, rope, scale = cache.op_args
+        records = cache.records
         if out is None and lse is None and workspace is None:
-            return _DECODE(q_latent, q_rope, q_scale, pages, rope, scale, block_table, seq_lens, plan.data,
-                           plan.num_workers, softmax_scale, causal, out_dtype)
+            if records is None:
+                return _DECODE(q_latent, q_rope, q_scale, *cache.op_args, block_table, seq_lens, plan.data,
+                               plan.num_workers, softmax_scale, causal, out_dtype)
+            op = _DECODE_RECORDS if _is_compiling() else _EAGER_DECODE_RECORDS
+            return op(q_latent, q_rope, q_scale, records, block_table, seq_lens, plan.data, plan.num_workers,
+                      softmax_scale, causal, out_dtype)
         if (out is None) != (lse is None):
             raise ValueError("[decode] out and lse must be given together, or neither")
         if out is None:
             out = torch.empty((*q_latent.shape[:3], LATENT_DIM), dtype=out_dtype, device=q_latent.device)
             lse = torch.empty(q_latent.shape[:3], dtype=torch.float32, device=q_latent.device)
-        _DECODE_OUT(q_latent, q_rope, q_scale, pages, rope, scale, block_table, seq_lens, plan.data, plan.num_workers,
-                    softmax_scale, causal, out, lse, workspace)
+        if records is None:
+            _DECODE_OUT(q_latent, q_rope, q_scale, *cache.op_args, block_table, seq_lens, plan.data, plan.num_workers,
+                        softmax_scale, causal, out, lse, workspace)
+        else:
+            op = _DECODE_RECORDS_OUT if _is_compiling() else _EAGER_DECODE_RECORDS_OUT
+            op(q_latent, q_rope, q_scale, records, block_table, seq_lens, plan.data, plan.num_workers, softmax_scale,
+               causal, out, lse, workspace)
         return out, lse
     except RuntimeError as error:
         raise python_error("decode", error) from None

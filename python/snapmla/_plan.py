@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ._library import python_error
+from ._library import eager, python_error
 
 _PLAN = torch.ops.snapmla.plan.default
+_EAGER_PLAN = eager(_PLAN)
 
 
 class Plan:
@@ -37,7 +38,8 @@ class Plan:
             ValueError: another dtype, shape or device; on the CPU also a length out of range.
         """
         try:
-            _PLAN(seq_lens, self.num_workers, self.fixed_split_tokens, self.data)
+            op = _PLAN if torch.compiler.is_dynamo_compiling() else _EAGER_PLAN
+            op(seq_lens, self.num_workers, self.fixed_split_tokens, self.data)
         except RuntimeError as error:
             raise python_error("plan", error) from None
         return self

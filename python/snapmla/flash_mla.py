@@ -19,11 +19,15 @@ import functools
 import torch
 
 from ._cache import LATENT_DIM, PAGE_TOKENS, TOKEN_DIM, PagedCache
-from ._library import python_error, require
-from ._ops import quantize_q
+from ._library import eager, python_error, require
 from ._plan import Plan, plan
 
-_require = functools.partial(require, "flash_mla")
+_QUANTIZE_Q, _DECODE = torch.ops.snapmla.quantize_q.default, torch.ops.snapmla.decode.default
+_DECODE_RECORDS = torch.ops.snapmla.decode.records
+_EAGER_QUANTIZE_Q, _EAGER_DECODE_RECORDS = eager(_QUANTIZE_Q), eager(_DECODE_RECORDS)
+_PAGE_SHAPE = (PAGE_TOKENS, 1, TOKEN_DIM)
+_SPARSE = ("indices", "attn_sink", "extra_k_cache", "extra_indices_in_kvcache", "topk_length", "extra_topk_length")
+_refuse = functools.partial(require, "flash_mla", False)  # called where a rule is broken: a call that breaks none pays for none
 
 __all__ = ["SchedMeta", "flash_mla_with_fp8_kvcache", "flash_mla_with_kvcache", "get_mla_metadata"]
 
@@ -85,19 +89,15 @@ def flash_mla_with_kvcache(
     Raises:
         ValueError: an argument this package does not take, or that does not go with tile_scheduler_metadata's first call.
     """
-    _require(not is_fp8_kvcache, "is_fp8_kvcache=True means FlashMLA's sparse format; for FP8 pages call "
-             "flash_mla_with_fp8_kvcache")
-    sparse = dict(indices=indices, attn_sink=attn_sink, extra_k_cache=extra_k_cache,
-                  extra_indices_in_kvcache=extra_indices_in_kvcache, topk_length=topk_length,
-                  extra_topk_length=extra_topk_length)
-    for name, value in sparse.items():
+    if is_fp8_kvcache:
+        _refuse("is_fp8_kvcache=True means FlashMLA's sparse format; for FP8 pages call flash_mla_with_fp8_kvcache")
+    for name, value in zip(_SPARSE, (indices, attn_sink, extra_k_cache, extra_indices_in_kvcache, topk_length, extra_topk_length)):
         if value is not None:
-            raise ValueError(f"[flash_mla] {name} must be None: there is no sparse attention here")
-    _require(k_cache.dtype == torch.bfloat16 and k_cache.dim() == 4
-             and tuple(k_cache.shape[1:]) == (PAGE_TOKENS, 1, TOKEN_DIM),
-             "k_cache must be bfloat16 [num_pages, 64, 1, 576]", k_cache)
-    return _decode(q, "bf16", (k_cache, None, None), block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata,
-                   num_splits, softmax_scale, causal)
+            _refuse(f"{name} must be None: there is no sparse attention here")
+    if k_cache.dtype != torch.bfloat16 or k_cache.dim() != 4 or k_cache.shape[1:] != _PAGE_SHAPE:
+        _refuse("k_cache must be bfloat16 [num_pages, 64, 1, 576]", k_cache)
+    return _decode(q, "bf16", k_cache, None, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata, num_splits,
+                   softmax_scale, causal)
 
 
 def flash_mla_with_fp8_kvcache(
@@ -120,34 +120,45 @@ def flash_mla_with_fp8_kvcache(
     Returns and raises as flash_mla_with_kvcache.
     """
     cache = k_cache if isinstance(k_cache, PagedCache) else PagedCache.from_records(k_cache)
-    _require(cache.format == "fp8", "k_cache must hold FP8 pages: a PagedCache of format fp8, or its uint8 records")
-    return _decode(q, "fp8", cache.op_args, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata, num_splits,
-                   softmax_scale, causal)
+    if cache.format != "fp8":
+        _refuse("k_cache must hold FP8 pages: a PagedCache of format fp8, or its uint8 records")
+    return _decode(q, "fp8", cache.records, cache.op_args, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata,
+                   num_splits, softmax_scale, causal)
 
 
-def _decode(q, format, cache_args, block_table, cache_seqlens, head_dim_v, meta, num_splits, softmax_scale, causal):
-    _require(isinstance(meta, SchedMeta), "tile_scheduler_metadata must come from snapmla.flash_mla.get_mla_metadata")
-    _require(num_splits is None, "num_splits must be None")
-    _require(head_dim_v == LATENT_DIM, "head_dim_v must be 512", head_dim_v)
-    _require(block_table is not None and cache_seqlens is not None, "block_table and cache_seqlens must be given")
-    _require(q.dtype == torch.bfloat16 and q.dim() == 4 and q.shape[3] == TOKEN_DIM,
-             "q must be bfloat16 [batch, s, heads, 576]", q)
-    _, s, heads, _ = q.shape
-    config = (*q.shape[:3], causal, format, q.device)
+def _decode(q, format, records, planes, block_table, cache_seqlens, head_dim_v, meta, num_splits, softmax_scale, causal):
+    if not isinstance(meta, SchedMeta):
+        _refuse("tile_scheduler_metadata must come from snapmla.flash_mla.get_mla_metadata")
+    if num_splits is not None:
+        _refuse("num_splits must be None")
+    if head_dim_v != LATENT_DIM:
+        _refuse("head_dim_v must be 512", head_dim_v)
+    if block_table is None or cache_seqlens is None:
+        _refuse("block_table and cache_seqlens must be given")
+    if q.dtype != torch.bfloat16 or q.dim() != 4 or q.shape[3] != TOKEN_DIM:
+        _refuse("q must be bfloat16 [batch, s, heads, 576]", q)
+    batch, s, heads, _ = q.shape
+    config = (batch, s, heads, causal, format, q.device)
     if meta.plan is None:
         meta.plan, meta.config = plan(cache_seqlens, rows=s * heads), config
     if meta.config != config:
         raise ValueError(f"[flash_mla] tile_scheduler_metadata was planned for {meta.config} "
                          f"(batch, s, heads, causal, format, device); got {config}")
-    if q.stride(3) != 1 or q.stride(1) != heads * q.stride(2) and s > 1:
+    if not q.is_contiguous() and (q.stride(3) != 1 or q.stride(1) != heads * q.stride(2) and s > 1):
         q = q.contiguous()  # decode takes the rows of a request where they are evenly spaced
-    query = quantize_q(q[..., :LATENT_DIM], q[..., LATENT_DIM:]) if format == "fp8" else (q, None, None)
     scale = TOKEN_DIM**-0.5 if softmax_scale is None else softmax_scale
     planned = meta.plan
+    compiling = torch.compiler.is_dynamo_compiling()
     try:
-        out, lse = torch.ops.snapmla.decode.default(*query, *cache_args, block_table, cache_seqlens, planned.data,
-                                                    planned.num_workers, scale, causal)
+        query = (q, None, None)
+        if format == "fp8":
+            query = (_QUANTIZE_Q if compiling else _EAGER_QUANTIZE_Q)(q, None)
+        arguments = (block_table, cache_seqlens, planned.data, planned.num_workers, scale, causal)
+        if records is None:
+            out, lse = _DECODE(*query, *planes, *arguments)
+        else:
+            out, lse = (_DECODE_RECORDS if compiling else _EAGER_DECODE_RECORDS)(*query, records, *arguments)
     except RuntimeError as error:
         raise python_error("decode", error) from None
-    lse.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=torch.inf)  # -inf to +inf, the rest as it is, in one launch
+    lse.nan_to_num_(torch.nan, torch.inf, torch.inf)  # NaN and +inf as they are, -inf to +inf, in one launch
     return out, lse.transpose(1, 2).contiguous()

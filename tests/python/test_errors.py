@@ -98,6 +98,8 @@ def test_contents_are_checked_on_the_cpu():
 def test_quantize_q(problem):
     latent, rope = problem.q_latent, problem.q_rope
     raises(snapmla.quantize_q, "q_latent must be bf16", q_latent=latent.half(), q_rope=rope)
+    raises(snapmla.quantize_q, "[quantize_q] q_latent without q_rope must be bf16 [batch, s, heads, 576]; got bf16 [2, 1, 4, 512]",
+           q_latent=latent, q_rope=None)
     raises(snapmla.quantize_q, "q_latent must be dense in its last dimension",
            q_latent=latent.repeat(1, 1, 1, 2)[..., ::2], q_rope=rope)
     raises(snapmla.quantize_q, "heads must be 1 to 128; got 129", q_latent=latent[:, :, :1].expand(2, 1, 129, 512),

@@ -46,6 +46,14 @@ def test_formula(device, rule, shape):
     check(snapmla.quantize_q(latent, rope, scale_rule=rule), latent, rope, rule)
 
 
+def test_rows_side_by_side(device):
+    """Without q_rope, q_latent holds both, and nothing is copied: the rows need not be dense."""
+    latent, rope = query(device, 3, 2, 5)
+    rows = torch.cat([latent, rope, latent[..., :8]], -1)[..., :576]
+    for got, want in zip(snapmla.quantize_q(rows, None), snapmla.quantize_q(latent, rope)):
+        assert torch.equal(got.view(torch.uint8), want.view(torch.uint8))
+
+
 def test_scales():
     amax = torch.tensor([0.0, 448.0, 449.0, 447.0, 1.0, 2**-45, 1e30, torch.inf, torch.nan])
     pow2 = snapmla.quantization_scale(amax)

@@ -17,6 +17,7 @@ def samples(device):
     """Arguments for every op that a compiler may see."""
     problem = Problem(Case((70, 5), s=2), device)
     bf16 = Problem(Case((70, 5), s=2, format="bf16", layout="planes"), device)
+    bf16_records = Problem(Case((70, 5), s=2, format="bf16"), device)
     plan, query = problem.plan(), problem.query()
     ops, like = torch.ops.snapmla, torch.empty_like
     int32 = lambda *values: torch.tensor(values, dtype=torch.int32, device=device)
@@ -26,6 +27,7 @@ def samples(device):
     fetch = (problem.block_table, int32(0, 1), int32(0, 3, 5))
     partials = (torch.randn(3, 8, 512, device=device), torch.randn(3, 8, device=device), int32(0, 1, 3))
     yield ops.quantize_q.default, (problem.q_latent, problem.q_rope), {}
+    yield ops.quantize_q.default, (torch.cat([problem.q_latent, problem.q_rope], -1), None), {}
     yield ops.quantize_q.out, (problem.q_latent, problem.q_rope, None, None, True, "pow2"), dict(
         q_latent_out=like(query[0]), q_rope_out=like(query[1]), q_scale_out=like(query[2]))
     yield ops.append_kv.default, (problem.kv[0], slots, *records), {}
@@ -36,6 +38,9 @@ def samples(device):
     yield ops.plan.default, (problem.seq_lens, plan.num_workers, 0, plan.data), {}
     yield ops.decode.default, (*query, *records, *decode), {}
     yield ops.decode.default, (*bf16.query(), *bf16.cache.op_args, *decode, torch.float32), {}
+    yield ops.decode.records, (*query, problem.cache.records, *decode), {}
+    yield ops.decode.records, (*bf16_records.query(), bf16_records.cache.records, *decode, torch.float32), {}
+    yield ops.decode.records_out, (*query, problem.cache.records, *decode, like(out), like(lse), None), {}
     yield ops.decode.out, (*query, *records, *decode, like(out), like(lse), None), {}
     yield ops.decode.out, (*query, *records, *decode, like(out), like(lse), plan.workspace(2, 4)), {}
     yield ops.combine.default, (*partials, 2), {}
