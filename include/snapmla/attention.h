@@ -139,10 +139,10 @@ struct PlanParams {
   PlanView plan{};             ///< tensors written
 };
 
-/// Cuts the batch into work items. Balanced: every worker gets about the same number of tokens, an item's
-/// fixed cost counted as 128 tokens; requests are cut at multiples of 128 tokens, into at most num_workers +
-/// batch - 1 items in all, and not at all where whole requests balance almost as well (the rule:
-/// src/core/plan_rule.h). Fixed: every request is cut each fixed_split_tokens. Every request has at least one
+/// Cuts the batch into work items. Balanced: what the slowest worker does is kept small, and a second item on a
+/// worker counts as 384 tokens; requests are cut at multiples of 128 tokens, into at most num_workers + batch - 1
+/// items in all, and not at all where whole requests balance almost as well; short items may leave half of the
+/// workers without work (the rule: src/core/plan_rule.h). Fixed: every request is cut each fixed_split_tokens. Every request has at least one
 /// item, an empty one (first = end) where its seq_len is 0, so that its output is written. Both backends give
 /// the same items. Runs on the device; no host sync.
 void plan(Backend& backend, const PlanParams& params, Stream stream);

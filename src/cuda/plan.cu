@@ -50,7 +50,7 @@ __device__ __forceinline__ int worker_at(const PlanShape& shape, const PlanRule&
 
 __device__ __forceinline__ int count_items(const PlanShape& shape, const PlanRule& rule,
                                            const Request& request) {
-  if (shape.fixed_split_tokens > 0) return fixed_items(request.seq_len, shape.fixed_split_tokens);
+  if (rule.split_tokens > 0) return split_items(request.seq_len, rule.split_tokens);
   if (rule.requests_a_worker > 0 || request.seq_len == 0) return 1;
   const int last_pair = request.place + ceil_div(request.seq_len, kPairTokens) - 1;
   return worker_at(shape, rule, last_pair) - worker_at(shape, rule, request.place) + 1;
@@ -60,9 +60,9 @@ __device__ __forceinline__ int count_items(const PlanShape& shape, const PlanRul
 __device__ __forceinline__ Item item_at(const PlanShape& shape, const PlanRule& rule, const Request& request,
                                         int b, int k) {
   const int seq_len = request.seq_len;
-  if (const int tokens = shape.fixed_split_tokens; tokens > 0) {
+  if (const int tokens = rule.split_tokens; tokens > 0) {
     const int place = request.place + k * (ceil_div(tokens, kPairTokens) + kItemPairs);
-    return {.worker = worker_at(shape, rule, place),
+    return {.worker = rule.items_a_request > 0 ? b * rule.items_a_request + k : worker_at(shape, rule, place),
             .first = k * tokens,
             .end = min(seq_len, k * tokens + min(tokens, seq_len))};
   }
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kMaxThreads) plan_kernel(const __grid_constant
   const ScanResult line = block_scan(length, s_warp);
   longest = block_max(longest, s_warp);
   const PlanRule rule =
-      make_plan_rule(shape.batch, shape.num_workers, shape.fixed_split_tokens == 0, line.total, longest);
+      make_plan_rule(shape.batch, shape.num_workers, shape.fixed_split_tokens, line.total, longest);
 
   int place = line.before;
   int items = 0;

@@ -1,7 +1,8 @@
 // plan: cuts requests into work items and hands them to workers in order; where, says core/plan_rule.h.
 //
-// Balanced: an item is the part of one request in one worker's share. Fixed: a request is cut every
-// fixed_split_tokens; only who does an item depends on the rest of the batch, never what it is.
+// Balanced: an item is a whole request, one of a request's even parts, or the part of one request in one worker's
+// share. Fixed: a request is cut every fixed_split_tokens; only who does an item depends on the rest of the batch,
+// never what it is.
 #include <algorithm>
 #include <cstdint>
 
@@ -21,7 +22,14 @@ PlanRule rule_for(const PlanParams& params) {
     line += request_length(seq_len, shape.fixed_split_tokens);
     longest = std::max(longest, ceil_div(seq_len, kPairTokens));
   }
-  return make_plan_rule(shape.batch, shape.num_workers, shape.fixed_split_tokens == 0, line, longest);
+  return make_plan_rule(shape.batch, shape.num_workers, shape.fixed_split_tokens, line, longest);
+}
+
+/// The worker of a request's item `k`, which begins at `place` on the line.
+int owner_of(const PlanRule& rule, int request, int k, int place, int num_workers) {
+  if (rule.requests_a_worker > 0) return request / rule.requests_a_worker;
+  if (rule.items_a_request > 0) return request * rule.items_a_request + k;
+  return std::min(place / rule.share, num_workers - 1);
 }
 
 }  // namespace
@@ -43,13 +51,12 @@ void plan(const PlanParams& params) {
     split_offsets[b] = num_items;
     int first = 0;
     do {
-      const int owner = std::min(rule.requests_a_worker > 0 ? b / rule.requests_a_worker : place / rule.share,
-                                 shape.num_workers - 1);
+      const int owner = owner_of(rule, b, num_items - split_offsets[b], place, shape.num_workers);
       while (worker < owner) worker_offsets[++worker] = num_items;  // some may get nothing
       std::int64_t tokens = seq_len;
-      if (shape.fixed_split_tokens > 0) {
-        tokens = shape.fixed_split_tokens;
-        place += ceil_div(shape.fixed_split_tokens, kPairTokens) + kItemPairs;
+      if (rule.split_tokens > 0) {
+        tokens = rule.split_tokens;
+        place += ceil_div(rule.split_tokens, kPairTokens) + kItemPairs;
       } else if (rule.requests_a_worker == 0) {
         const int share_end = (owner + 1) * rule.share;
         tokens = std::int64_t{share_end - place} * kPairTokens;

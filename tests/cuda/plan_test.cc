@@ -90,6 +90,15 @@ TEST_F(CudaPlan, EqualsTheReferenceAtTheEdges) {
   expect_same_plan({.seq_lens = std::vector<std::int32_t>(4096, kMaxSeqLen), .num_workers = 132});
   expect_same_plan({.seq_lens = std::vector<std::int32_t>(4096, 0), .num_workers = 132});
   expect_same_plan({.seq_lens = std::vector<std::int32_t>(128, 4096), .num_workers = 66});
+  for (const int batch : {3, 16, 32, 64, 130}) {  // even parts, and where they just fail to pay
+    for (const int tokens : {1024, 4096, 16384, 131072}) {
+      std::vector<std::int32_t> alike(batch, tokens);
+      for (const int workers : {66, 132}) expect_same_plan({.seq_lens = alike, .num_workers = workers});
+      for (int b = 0; b < batch; b += 3) alike[b] -= 97 * b % 1000;
+      alike[batch / 2] = 0;
+      for (const int workers : {66, 132}) expect_same_plan({.seq_lens = alike, .num_workers = workers});
+    }
+  }
 }
 
 }  // namespace

@@ -62,6 +62,13 @@ int cost_of(const Plan& plan, int worker) {
   return std::max(0, cost - kItemPairs);
 }
 
+/// The most that a worker has to do where the batch is cut into equal shares.
+int share_of(const std::vector<std::int32_t>& seq_lens, int workers) {
+  int line = 0;
+  for (const int seq_len : seq_lens) line += request_length(seq_len, 0);
+  return std::max(1, ceil_div(line - kItemPairs, workers));
+}
+
 void expect_covers(const Plan& plan, const std::vector<std::int32_t>& seq_lens) {
   ASSERT_EQ(plan.split_offsets.front(), 0);
   for (std::size_t b = 0; b < seq_lens.size(); ++b) {
@@ -94,12 +101,11 @@ TEST(Plan, CoversEveryTokenOnceInBalance) {
     const int workers = 1 + static_cast<int>(random() % 140);
     const Plan plan = make_plan(seq_lens, workers, 0, 131072);
     expect_covers(plan, seq_lens);
-    int total = -kItemPairs;
-    for (const int seq_len : seq_lens) total += ceil_div(seq_len, kPairTokens) + kItemPairs;
-    const int share = std::max(1, ceil_div(total, workers));
+    const int share = share_of(seq_lens, workers);
     const bool cut = plan.items.size() > seq_lens.size();
+    const int half_gain = workers / kCrowdWorkers;
     for (int w = 0; w < workers; ++w) {
-      EXPECT_LE(cost_of(plan, w), cut ? share : share + kSlackPairs + share / 16)
+      EXPECT_LE(cost_of(plan, w), share + (cut ? half_gain : kSlackPairs + share / 16 + 2 * half_gain))
           << "worker " << w << " of " << workers;
     }
     for (const Item& item : plan.items) EXPECT_EQ(item.first % kPairTokens, 0) << "pairs of pages stay whole";
@@ -127,15 +133,78 @@ TEST(Plan, SpreadsALoneRequestOverAllWorkers) {
   EXPECT_EQ(make_plan({128}, 66, 0, 131072).items.size(), 1U);
 }
 
+// Requests of alike lengths are cut so that nobody does parts of two, where that costs no more than equal shares.
+TEST(Plan, CutsAlikeRequestsEvenly) {
+  struct Case {
+    int batch;
+    int tokens;
+    int workers;
+    int items_a_request;
+    int pairs;  ///< of an item
+  };
+  for (const Case& c : {Case{16, 4096, 66, 4, 8}, Case{32, 8192, 66, 2, 32}, Case{8, 8192, 66, 8, 8},
+                        Case{64, 16384, 132, 2, 64}, Case{32, 4096, 132, 4, 8}, Case{10, 4096, 66, 6, 6}}) {
+    SCOPED_TRACE(c.batch);
+    const std::vector<std::int32_t> equal(c.batch, c.tokens);
+    const Plan plan = make_plan(equal, c.workers, 0, 131072);
+    expect_covers(plan, equal);
+    EXPECT_EQ(static_cast<int>(plan.items.size()), c.batch * c.items_a_request);
+    for (int w = 0; w < c.workers; ++w) {
+      EXPECT_LE(plan.worker_offsets[w + 1] - plan.worker_offsets[w], 1) << "worker " << w;
+      EXPECT_LE(cost_of(plan, w), c.pairs) << "worker " << w;
+    }
+    EXPECT_LE(c.pairs, share_of(equal, c.workers)) << "else equal shares were better";
+  }
+  const std::vector<std::int32_t> alike = {4096, 3000, 4000, 0, 4096, 3969, 4096, 4033, 4096, 4000, 4096};
+  const Plan plan = make_plan(alike, 66, 0, 131072);
+  expect_covers(plan, alike);
+  for (int w = 0; w < 66; ++w) {
+    EXPECT_LE(plan.worker_offsets[w + 1] - plan.worker_offsets[w], 1);
+    EXPECT_LE(cost_of(plan, w), share_of(alike, 66));
+  }
+}
+
+// Short items on half of the workers cost little more than on all of them, and leave the merge half as many.
+TEST(Plan, LeavesHalfOfTheWorkersFreeWhereItemsAreShort) {
+  struct Case {
+    int batch;
+    int tokens;
+    int workers;
+    int items_a_request;
+  };
+  for (const Case& c :
+       {Case{1, 8192, 132, 64}, Case{1, 16384, 132, 64}, Case{1, 32768, 132, 64}, Case{1, 131072, 132, 128},
+        Case{1, 4096, 66, 32}, Case{1, 8192, 66, 32}, Case{1, 32768, 66, 64}, Case{8, 4096, 132, 8},
+        Case{32, 1024, 66, 1}, Case{64, 1024, 132, 1}, Case{64, 4096, 132, 2}}) {
+    const std::vector<std::int32_t> equal(c.batch, c.tokens);
+    const Plan plan = make_plan(equal, c.workers, 0, 131072);
+    expect_covers(plan, equal);
+    EXPECT_EQ(static_cast<int>(plan.items.size()), c.batch * c.items_a_request)
+        << c.batch << " x " << c.tokens << " on " << c.workers;
+  }
+}
+
+// Even parts would leave 16 workers idle; equal shares do not.
+TEST(Plan, CutsIntoEqualSharesWhereEvenPartsCostMore) {
+  const std::vector<std::int32_t> equal(50, 16384);
+  const Plan plan = make_plan(equal, 132, 0, 131072);
+  expect_covers(plan, equal);
+  int most = 0;
+  for (int w = 0; w < 132; ++w) most = std::max(most, cost_of(plan, w));
+  EXPECT_LT(most, 64) << "two parts a request are 64 pairs each";
+}
+
 // One long request beside many short ones: nobody waits for the worker that has it.
 TEST(Plan, BalancesRaggedBatches) {
   std::vector<std::int32_t> ragged(128, 1024);
   ragged[40] = 131072;
-  const Plan plan = make_plan(ragged, 132, 0, 131072);
-  expect_covers(plan, ragged);
-  int most = 0;
-  for (int w = 0; w < 132; ++w) most = std::max(most, cost_of(plan, w));
-  EXPECT_LE(most, 17) << "1,024 + 127 * 8 pairs and 127 items over 132 workers are 16.4 each";
+  for (const int workers : {66, 132}) {
+    const Plan plan = make_plan(ragged, workers, 0, 131072);
+    expect_covers(plan, ragged);
+    int most = 0;
+    for (int w = 0; w < workers; ++w) most = std::max(most, cost_of(plan, w));
+    EXPECT_LE(most, ceil_div(1024 + 127 * 8 + 127 * kItemPairs, workers)) << workers;
+  }
 }
 
 TEST(Plan, FixedSplitsAreTheRequestsOwn) {
