@@ -4,7 +4,7 @@
 //     out = sum w_i out_i / W     lse = M + ln W
 //
 // in fp32. The order of every sum depends on the number of partials alone, so the same partials give the same bits
-// in any batch: up to 16 are added up one after the other; more in eight groups (partials 0, 8, 16 ... are group
+// in any batch: up to 12 are added up one after the other; more in eight groups (partials 0, 8, 16 ... are group
 // 0), and the groups in order.
 //
 // A unit of work is 256 dims of a row, 8 dims a lane. With few partials a warp does a unit alone, and a block eight
@@ -31,7 +31,7 @@ namespace {
 constexpr int kLogGroups = 3;
 constexpr int kGroups = 1 << kLogGroups;
 constexpr int kWarps = kGroups;
-constexpr int kFewPartials = 16;
+constexpr int kFewPartials = 12;
 constexpr float kLn2 = 0.693147181F;
 constexpr int kLaneDims = 8;
 constexpr int kSliceDims = kLaneDims * kWarpLanes;

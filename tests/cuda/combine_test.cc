@@ -73,6 +73,7 @@ TEST_F(CudaCombine, EqualsTheReferenceWithinFp32) {
   for (const std::vector<int>& counts : std::vector<std::vector<int>>{{1},
                                                                       {2},
                                                                       {7, 0, 1, 9},
+                                                                      {12, 13},
                                                                       {16, 17},
                                                                       {33},
                                                                       {132},
@@ -107,7 +108,7 @@ TEST_F(CudaCombine, EqualsTheReferenceWithinFp32) {
 
 // One request alone takes the wide kernel, five of them the narrow one.
 TEST_F(CudaCombine, GivesTheSameBitsInAnyBatch) {
-  for (const int count : {1, 2, 8, 16, 17, 24, 66, 132, 140}) {
+  for (const int count : {1, 2, 8, 12, 13, 16, 24, 66, 132, 140}) {
     constexpr std::int64_t kRows = 64;
     const Partials alone = make_partials({count}, kRows, 42);
     Partials crowd = make_partials({3, 20, count, 1, 40}, kRows, 43);
