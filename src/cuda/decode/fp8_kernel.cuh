@@ -302,7 +302,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int end = args.worker_offsets[worker + 1];
   if (threadIdx.x == kLoadThread) prefetch_maps(maps);
   __syncthreads();
-  if (threadIdx.x == kLoadThread && begin < end) prefetch_table(args, begin);
+  // Nothing to do: end at once, which frees the SM for the merge. Some worker always has an item, and its CTAs wait for
+  // the previous grid on behalf of this one (device/launch.h).
+  if (begin == end) return;
+  if (threadIdx.x == kLoadThread) prefetch_table(args, begin);
   wait_for_previous_grid();
   if (group == 0) {
     lower_registers<kScoreRegisters>();

@@ -1,11 +1,12 @@
 // Launches that overlap with the kernel ahead of them on the stream (programmatic dependent launch).
 //
 // A kernel launched so may start once every block of the one ahead has called launch_next_grid() or ended, and
-// calls wait_for_previous_grid() itself, in every block, before it reads what that one writes or writes what it
+// calls wait_for_previous_grid() itself, in each block, before it reads what that one writes or writes what it
 // reads: launch latency and ramp-up then lie behind that kernel's last work. In a captured graph the attribute
 // becomes a programmatic edge.
 //
-// Every kernel of this project waits in every block, so a grid that has ended has all grids before it behind it.
+// A block that touches nothing of either kind may end without waiting. Every kernel of this project waits in at least
+// one block, so a grid that has ended has all grids before it behind it.
 // plan_kernel neither starts early nor lets others: what follows it on a stream may read a plan without waiting.
 #pragma once
 
