@@ -16,6 +16,11 @@ double bytes_of(const ConstTensorView& view) {
   return view.present() ? static_cast<double>(view.num_elements() * size_of(view.dtype())) : 0;
 }
 
+/// Of an e4m3 weight its scales too.
+double bytes_of(const WeightView& weight) {
+  return bytes_of(weight.values) + bytes_of(weight.scales);
+}
+
 template <class... Views>
 OpCost moving(const Views&... views) {
   return {.bytes = (0.0 + ... + bytes_of(ConstTensorView(views)))};
@@ -50,7 +55,7 @@ OpCost decode_cost(const DecodeParams& params, const std::vector<std::int32_t>& 
 }
 
 OpCost experts_cost(const ExpertsParams& params, const std::vector<std::int32_t>& chosen) {
-  const std::int64_t experts = params.gate.dim(0);
+  const std::int64_t experts = params.gate.values.dim(0);
   std::set<std::int32_t> used;
   double pairs = 0;
   for (const std::int32_t expert : chosen) {
@@ -59,9 +64,9 @@ OpCost experts_cost(const ExpertsParams& params, const std::vector<std::int32_t>
     ++pairs;
   }
   OpCost cost = moving(params.x, params.out);
-  for (const ConstTensorView& weight : {params.gate, params.up, params.down}) {
-    cost.bytes += row_bytes(weight, static_cast<double>(used.size()));
-    cost.bf16_flops += 2 * pairs * static_cast<double>(weight.dim(1) * weight.dim(2));
+  for (const WeightView& weight : {params.gate, params.up, params.down}) {
+    cost.bytes += bytes_of(weight) * static_cast<double>(used.size()) / static_cast<double>(experts);
+    cost.bf16_flops += 2 * pairs * static_cast<double>(weight.values.dim(1) * weight.values.dim(2));
   }
   return cost;
 }
@@ -75,9 +80,11 @@ OpCost prefill_cost(const PrefillAttentionParams& params) {
   return cost;
 }
 
-OpCost product_cost(const ConstTensorView& x, const ConstTensorView& weight, const TensorView& out) {
-  OpCost cost = moving(x, weight, out);
-  cost.bf16_flops = 2 * static_cast<double>(x.dim(0) * weight.num_elements());
+/// At the rate of bf16 for e4m3 weights too: products take them as the bf16 numbers that they stand for.
+OpCost product_cost(const ConstTensorView& x, const WeightView& weight, const TensorView& out) {
+  OpCost cost = moving(x, out);
+  cost.bytes += bytes_of(weight);
+  cost.bf16_flops = 2 * static_cast<double>(x.dim(0) * weight.values.num_elements());
   return cost;
 }
 
@@ -110,10 +117,16 @@ class Profiler::Ops final : public PlainOps {
         "rms_norm", stream, [&] { return moving(x, weight, out); },
         [&] { inner_.rms_norm(x, weight, eps, out, stream); });
   }
-  void linear(const ConstTensorView& x, const ConstTensorView& weight, const ConstTensorView& bias,
+  [[nodiscard]] bool prefers_e4m3(std::int64_t out, std::int64_t in) const override {
+    return inner_.prefers_e4m3(out, in);
+  }
+  void arrange_weight(const TensorView& values, Stream stream) const override {
+    inner_.arrange_weight(values, stream);
+  }
+  void linear(const ConstTensorView& x, const WeightView& weight, const ConstTensorView& bias,
               const TensorView& out, Stream stream) const override {
     profiler_.measure(
-        profiler_.name_of(weight, "linear"), stream, [&] { return product_cost(x, weight, out); },
+        profiler_.name_of(weight.values, "linear"), stream, [&] { return product_cost(x, weight, out); },
         [&] { inner_.linear(x, weight, bias, out, stream); });
   }
   void linear_f32(const ConstTensorView& x, const ConstTensorView& weight, const TensorView& out,
@@ -201,18 +214,18 @@ void Profiler::name_weights(const ModelWeights& weights) {
   };
   for (const LayerWeights& layer : weights.layers) {
     const bool has_experts = layer.moe.router.present();
-    name(layer.attention.q_a.weight, "q_a");
-    name(layer.attention.q_b.weight, layer.attention.q_a.weight.present() ? "q_b" : "q");
-    name(layer.attention.kv_a.weight, "kv_a");
+    name(layer.attention.q_a.weight.values, "q_a");
+    name(layer.attention.q_b.weight.values, layer.attention.q_a.weight.present() ? "q_b" : "q");
+    name(layer.attention.kv_a.weight.values, "kv_a");
     name(layer.attention.w_uk, "W_UK");
     name(layer.attention.w_uv, "W_UV");
-    name(layer.attention.o.weight, "o");
-    name(layer.ffn.gate.weight, has_experts ? "shared experts" : "dense FFN");
-    name(layer.ffn.up.weight, has_experts ? "shared experts" : "dense FFN");
-    name(layer.ffn.down.weight, has_experts ? "shared experts" : "dense FFN");
+    name(layer.attention.o.weight.values, "o");
+    name(layer.ffn.gate.weight.values, has_experts ? "shared experts" : "dense FFN");
+    name(layer.ffn.up.weight.values, has_experts ? "shared experts" : "dense FFN");
+    name(layer.ffn.down.weight.values, has_experts ? "shared experts" : "dense FFN");
     name(layer.moe.router, "router");
   }
-  name(weights.lm_head.weight, "lm_head");
+  name(weights.lm_head.weight.values, "lm_head");
 }
 
 void Profiler::set_mode(Mode mode) {

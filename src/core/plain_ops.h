@@ -2,8 +2,8 @@
 // attention, sampling. Like the attention ops they exist once a backend, enqueue on a stream, allocate
 // nothing and check their arguments with SNAPMLA_ASSERT only: the model layer is their one caller.
 //
-// Number rule, the same on every backend: activations and weights are bf16, sums are fp32, each op rounds its
-// result to bf16 once. A row of a result depends on that row of the input alone, bit for bit, whatever else
+// Number rule, the same on every backend: activations and weights are bf16 (an e4m3 weight stands for bf16 numbers:
+// WeightView), sums are fp32, each op rounds its result to bf16 once. A row of a result depends on that row of the input alone, bit for bit, whatever else
 // is in the call: that is what makes a request's text independent of its batch and of prefill chunks. One exception: how linear
 // and head_linear sum may depend on the number of rows, unless the ops come from deterministic().
 #pragma once
@@ -15,6 +15,29 @@
 #include "snapmla/tensor.h"
 
 namespace snapmla {
+
+/// A weight matrix [out, in] or a stack of them [n, out, in], as the products take it: bf16, or e4m3 with a scale a
+/// block of kWeightBlock x kWeightBlock. An e4m3 weight stands for the bf16 numbers bf16(fp32(e4m3 * scale)), so that a product
+/// is the same whether its weight was made bf16 beforehand or not.
+struct WeightView {
+  ConstTensorView
+      values{};  ///< dense but for the first dimension; e4m3: codes other than NaN, as arrange_weight() left them
+  ConstTensorView
+      scales{};  ///< e4m3 only: f32 [(n,) ceil(out / kWeightBlock), in / kWeightBlock], dense, magnitudes below kMaxWeightScale
+
+  WeightView() = default;
+  WeightView(const ConstTensorView& bf16)
+      : values(bf16) {}                                 // NOLINT(google-explicit-constructor): most weights
+  WeightView(const TensorView& bf16) : values(bf16) {}  // NOLINT(google-explicit-constructor)
+  WeightView(const ConstTensorView& e4m3, const ConstTensorView& block_scales)
+      : values(e4m3), scales(block_scales) {}
+
+  [[nodiscard]] bool present() const { return values.present(); }
+  [[nodiscard]] bool is_e4m3() const { return scales.present(); }
+};
+inline constexpr std::int64_t kWeightBlock = 128;
+inline constexpr float kMaxWeightScale =
+    256;  ///< of no checkpoint: a backend multiplies scales by 2^120 (cuda/device/e4m3_weight.cuh)
 
 /// How the router turns logits into the chosen experts and their weights.
 enum class Scoring : std::uint8_t { kSoftmax, kSigmoid };
@@ -42,9 +65,9 @@ struct ExpertsParams {
   ConstTensorView expert{};  ///< [tokens, top_k] int32, in [0, experts + identities)
   ConstTensorView weight{};  ///< [tokens, top_k] f32
   int identities = 0;        ///< experts behind the others that give x itself
-  ConstTensorView gate{};    ///< [experts, inter, hidden] bf16
-  ConstTensorView up{};      ///< [experts, inter, hidden] bf16
-  ConstTensorView down{};    ///< [experts, hidden, inter] bf16
+  WeightView gate{};         ///< [experts, inter, hidden]; all three bf16, or all e4m3
+  WeightView up{};           ///< [experts, inter, hidden]
+  WeightView down{};         ///< [experts, hidden, inter]
   TensorView out{};          ///< [tokens, hidden] bf16: sum over top_k of weight * down(silu(gate x) * up x)
   TensorView workspace{};    ///< [experts_workspace_bytes()] u8
 };
@@ -95,9 +118,18 @@ class PlainOps {
   virtual void rms_norm(const ConstTensorView& x, const ConstTensorView& weight, float eps,
                         const TensorView& out, Stream) const = 0;
 
-  /// out[i, o] = sum_k x[i, k] weight[o, k] (+ bias[o]).   x [n, in] bf16, weight [out, in] bf16, bias [out]
+  /// Whether e4m3 weights of such matrices are faster here than the bf16 ones they stand for. If not, linear and experts still
+  /// take them, except where arrange_weight() refuses.
+  [[nodiscard]] virtual bool prefers_e4m3(std::int64_t out, std::int64_t in) const = 0;
+
+  /// Brings an e4m3 weight from the order of a checkpoint, row by row, into the one in which this backend's products read
+  /// it, in place. Once a weight, before its first product.   values [(n,) out, in] e4m3, dense, `in` a multiple of
+  /// kWeightBlock.
+  virtual void arrange_weight(const TensorView& values, Stream) const = 0;
+
+  /// out[i, o] = sum_k x[i, k] weight[o, k] (+ bias[o]).   x [n, in] bf16, weight [out, in], bias [out]
   /// bf16 or absent, out [n, out] bf16 or f32. Row strides of x and out are free.
-  virtual void linear(const ConstTensorView& x, const ConstTensorView& weight, const ConstTensorView& bias,
+  virtual void linear(const ConstTensorView& x, const WeightView& weight, const ConstTensorView& bias,
                       const TensorView& out, Stream) const = 0;
 
   /// As linear with fp32 products of an fp32 weight: the router.   weight [out, in] f32, out [n, out] f32.

@@ -2,6 +2,7 @@
 #include "cuda/plain_ops.h"
 
 #include "cuda/linear.h"
+#include "cuda/linear_e4m3.h"
 #include "cuda/ops.h"
 
 namespace snapmla::cuda_ops {
@@ -34,9 +35,16 @@ class CudaPlainOps final : public PlainOps {
                 Stream stream) const override {
     cuda_ops::rms_norm(x, weight, eps, out, handle_of(stream));
   }
-  void linear(const ConstTensorView& x, const ConstTensorView& weight, const ConstTensorView& bias,
+  [[nodiscard]] bool prefers_e4m3(std::int64_t out, std::int64_t in) const override {
+    return cuda_ops::prefers_e4m3(out, in);
+  }
+  void arrange_weight(const TensorView& values, Stream stream) const override {
+    cuda_ops::arrange_weight(values, handle_of(stream));
+  }
+  void linear(const ConstTensorView& x, const WeightView& weight, const ConstTensorView& bias,
               const TensorView& out, Stream stream) const override {
-    cuda_ops::linear(x, weight, bias, out, algorithms_, handle_of(stream));
+    if (weight.is_e4m3()) return linear_e4m3(x, weight, bias, out, handle_of(stream));
+    cuda_ops::linear(x, weight.values, bias, out, algorithms_, handle_of(stream));
   }
   void linear_f32(const ConstTensorView& x, const ConstTensorView& weight, const TensorView& out,
                   Stream stream) const override {

@@ -200,7 +200,7 @@ void Forward::add_ffn(std::size_t index, int rows, Stream stream) {
 
 void Forward::dense_ffn(const FfnWeights& ffn, int rows, Stream stream) {
   const TensorView normed = first_rows(state_.normed, rows);
-  const std::int64_t inter = ffn.gate.weight.dim(0);
+  const std::int64_t inter = ffn.gate.weight.values.dim(0);
   const TensorView gate(state_.gate.data(), DType::kBF16, {rows, inter});
   const TensorView up(state_.up.data(), DType::kBF16, {rows, inter});
   apply(ffn.gate, normed, gate, stream);

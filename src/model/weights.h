@@ -11,14 +11,15 @@
 #include <vector>
 
 #include "core/device_buffer.h"
+#include "core/plain_ops.h"
 #include "model/config.h"
 #include "model/safetensors.h"
 
 namespace snapmla {
 
 struct LinearWeight {
-  ConstTensorView weight{};  ///< [out, in] bf16
-  ConstTensorView bias{};    ///< [out] bf16, or absent
+  WeightView weight{};     ///< [out, in]
+  ConstTensorView bias{};  ///< [out] bf16, or absent
 };
 
 struct AttentionWeights {
@@ -42,9 +43,9 @@ struct FfnWeights {
 struct MoeWeights {
   ConstTensorView router{};       ///< [experts + zero experts, hidden] f32
   ConstTensorView router_bias{};  ///< [experts + zero experts] f32, or absent
-  ConstTensorView gate{};         ///< [experts, inter, hidden] bf16; may be a slice of a stack with up
-  ConstTensorView up{};           ///< [experts, inter, hidden] bf16
-  ConstTensorView down{};         ///< [experts, hidden, inter] bf16
+  WeightView gate{};              ///< [experts, inter, hidden]; may be a slice of a stack with up
+  WeightView up{};                ///< [experts, inter, hidden]
+  WeightView down{};              ///< [experts, hidden, inter]; bf16 or e4m3 as gate and up are
 };
 
 struct LayerWeights {

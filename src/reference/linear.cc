@@ -7,6 +7,7 @@
 #include "core/check.h"
 #include "core/parallel.h"
 #include "reference/block_product.h"
+#include "reference/weight_rows.h"
 
 namespace snapmla::reference_ops {
 namespace {
@@ -77,17 +78,17 @@ void add_bias(const Block& block, const Bf16* bias, BlockResult& y) {
   }
 }
 
-template <class Weight>
+// `product(block, rows)` multiplies a block of rows with the weights of its outputs.
+template <class Product>
 void linear_of(const ConstTensorView& x, const ConstTensorView& weight, const ConstTensorView& bias,
-               const TensorView& out) {
+               const TensorView& out, const Product& product) {
   const std::int64_t inner = x.dim(1);
   SNAPMLA_ASSERT(weight.dim(1) == inner && out.dim(0) == x.dim(0) && out.dim(1) == weight.dim(0));
   for_each_block(x.dim(0), out.dim(1), inner, [&](const Block& block) {
     const float* wide =
         widen_rows(x.as<Bf16>() + block.first_row * x.stride(0), x.stride(0), block.rows, inner);
     BlockResult y;
-    dot_rows(product_of(block, wide, inner, y), weight.as<Weight>() + block.first_out * weight.stride(0),
-             weight.stride(0));
+    product(block, product_of(block, wide, inner, y));
     if (bias.present()) add_bias(block, bias.as<Bf16>(), y);
     const std::int64_t at = block.first_row * out.stride(0) + block.first_out;
     if (out.dtype() == DType::kBF16) {
@@ -106,18 +107,24 @@ bool is_tensor(const ConstTensorView& view, DType dtype, int rank) {
          (view.present() || view.num_elements() == 0);
 }
 
-void linear(const ConstTensorView& x, const ConstTensorView& weight, const ConstTensorView& bias,
+void linear(const ConstTensorView& x, const WeightView& weight, const ConstTensorView& bias,
             const TensorView& out) {
-  SNAPMLA_ASSERT(is_tensor(x, DType::kBF16, 2) && is_tensor(weight, DType::kBF16, 2));
+  SNAPMLA_ASSERT(is_tensor(x, DType::kBF16, 2) && is_weight(weight, 2));
   SNAPMLA_ASSERT(is_tensor(out, DType::kBF16, 2) || is_tensor(out, DType::kF32, 2));
-  SNAPMLA_ASSERT(!bias.present() || (is_tensor(bias, DType::kBF16, 1) && bias.dim(0) == weight.dim(0)));
-  linear_of<Bf16>(x, weight, bias, out);
+  SNAPMLA_ASSERT(!bias.present() ||
+                 (is_tensor(bias, DType::kBF16, 1) && bias.dim(0) == weight.values.dim(0)));
+  linear_of(x, weight.values, bias, out, [&](const Block& block, const BlockProduct& product) {
+    const WeightRows rows(weight, block.first_out, block.outs);
+    dot_rows(product, rows.data(), rows.stride());
+  });
 }
 
 void linear_f32(const ConstTensorView& x, const ConstTensorView& weight, const TensorView& out) {
   SNAPMLA_ASSERT(is_tensor(x, DType::kBF16, 2) && is_tensor(weight, DType::kF32, 2) &&
                  is_tensor(out, DType::kF32, 2));
-  linear_of<float>(x, weight, {}, out);
+  linear_of(x, weight, {}, out, [&](const Block& block, const BlockProduct& product) {
+    dot_rows(product, weight.as<float>() + block.first_out * weight.stride(0), weight.stride(0));
+  });
 }
 
 void head_linear(const ConstTensorView& x, const ConstTensorView& weight, bool transposed,

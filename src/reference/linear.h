@@ -3,11 +3,11 @@
 // rounding.
 #pragma once
 
-#include "snapmla/tensor.h"
+#include "core/plain_ops.h"
 
 namespace snapmla::reference_ops {
 
-void linear(const ConstTensorView& x, const ConstTensorView& weight, const ConstTensorView& bias,
+void linear(const ConstTensorView& x, const WeightView& weight, const ConstTensorView& bias,
             const TensorView& out);
 void linear_f32(const ConstTensorView& x, const ConstTensorView& weight, const TensorView& out);
 void head_linear(const ConstTensorView& x, const ConstTensorView& weight, bool transposed,

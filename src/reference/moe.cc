@@ -10,6 +10,7 @@
 #include "core/parallel.h"
 #include "reference/block_product.h"
 #include "reference/linear.h"
+#include "reference/weight_rows.h"
 
 namespace snapmla::reference_ops {
 namespace {
@@ -133,7 +134,7 @@ std::int32_t expert_of(const ExpertsParams& params, std::int64_t pair) {
 }
 
 void group_by_expert(const ExpertsParams& params, const Workspace& space) {
-  const auto experts = static_cast<std::int32_t>(params.gate.dim(0));
+  const auto experts = static_cast<std::int32_t>(params.gate.values.dim(0));
   const std::int64_t pairs = params.expert.dim(0) * params.expert.dim(1);
   std::fill_n(space.first, experts + 1, 0);
   for (std::int64_t pair = 0; pair < pairs; ++pair) {
@@ -159,7 +160,7 @@ void sum_choices(const ExpertsParams& params, const Workspace& space, std::int64
   Bf16* out = params.out.as<Bf16>() + token * params.out.stride(0);
   std::vector<float> sum(static_cast<std::size_t>(hidden));
   for (std::int64_t k = 0; k < top_k; ++k) {
-    const bool identity = expert_of(params, token * top_k + k) >= params.gate.dim(0);
+    const bool identity = expert_of(params, token * top_k + k) >= params.gate.values.dim(0);
     for (std::int64_t d = 0; d < hidden; ++d) {
       sum[static_cast<std::size_t>(d)] += weight[k] * (identity ? to_float(x[d]) : down[k * hidden + d]);
     }
@@ -187,6 +188,12 @@ struct PairBlock {
             .y_stride = kOutBlock};
   }
 };
+
+// The pairs' rows `x` with the weights of their expert for the block's outputs.
+void multiply(const PairBlock& block, const float* x, const WeightView& weight, BlockResult& y) {
+  const WeightRows rows(weight, block.expert, block.first_out, block.outs);
+  dot_rows(block.product(x, weight.values.dim(2), y), rows.data(), rows.stride());
+}
 
 // Calls body(block) for all pairs of all experts that have any and all outputs, in parallel over experts and
 // outputs.
@@ -217,17 +224,20 @@ void for_each_pair_block(const Workspace& space, std::int64_t experts, std::int6
 void check(const ExpertsParams& p) {
   SNAPMLA_ASSERT(is_tensor(p.x, DType::kBF16, 2) && is_tensor(p.out, DType::kBF16, 2));
   SNAPMLA_ASSERT(is_tensor(p.expert, DType::kI32, 2) && is_tensor(p.weight, DType::kF32, 2));
-  SNAPMLA_ASSERT(is_tensor(p.gate, DType::kBF16, 3) && is_tensor(p.up, DType::kBF16, 3) &&
-                 is_tensor(p.down, DType::kBF16, 3));
+  SNAPMLA_ASSERT(is_weight(p.gate, 3) && is_weight(p.up, 3) && is_weight(p.down, 3));
+  SNAPMLA_ASSERT(p.up.is_e4m3() == p.gate.is_e4m3() && p.down.is_e4m3() == p.gate.is_e4m3());
+  const ConstTensorView& gate = p.gate.values;
+  const ConstTensorView& up = p.up.values;
+  const ConstTensorView& down = p.down.values;
   const std::int64_t tokens = p.x.dim(0);
   const std::int64_t hidden = p.x.dim(1);
-  const std::int64_t inter = p.gate.dim(1);
+  const std::int64_t inter = gate.dim(1);
   SNAPMLA_ASSERT(p.out.dim(0) == tokens && p.out.dim(1) == hidden);
   SNAPMLA_ASSERT(p.expert.dim(0) == tokens && p.weight.dim(0) == tokens &&
                  p.weight.dim(1) == p.expert.dim(1));
-  SNAPMLA_ASSERT(p.gate.dim(2) == hidden && p.up.dim(0) == p.gate.dim(0) && p.up.dim(1) == inter &&
-                 p.up.dim(2) == hidden);
-  SNAPMLA_ASSERT(p.down.dim(0) == p.gate.dim(0) && p.down.dim(1) == hidden && p.down.dim(2) == inter);
+  SNAPMLA_ASSERT(gate.dim(2) == hidden && up.dim(0) == gate.dim(0) && up.dim(1) == inter &&
+                 up.dim(2) == hidden);
+  SNAPMLA_ASSERT(down.dim(0) == gate.dim(0) && down.dim(1) == hidden && down.dim(2) == inter);
   SNAPMLA_ASSERT(is_tensor(p.workspace, DType::kU8, 1));
 }
 
@@ -259,9 +269,9 @@ std::int64_t experts_workspace_bytes(int tokens, int top_k, int hidden, int inte
 void experts(const ExpertsParams& params) {
   check(params);
   const std::int64_t top_k = params.expert.dim(1);
-  const std::int64_t num_experts = params.gate.dim(0);
-  const std::int64_t inter = params.gate.dim(1);
-  const std::int64_t hidden = params.gate.dim(2);
+  const std::int64_t num_experts = params.gate.values.dim(0);
+  const std::int64_t inter = params.gate.values.dim(1);
+  const std::int64_t hidden = params.gate.values.dim(2);
   const Workspace space =
       carve_workspace(params.workspace.as<std::byte>(), params.x.dim(0) * top_k, hidden, inter, num_experts);
   SNAPMLA_ASSERT(params.workspace.dim(0) >= space.bytes);
@@ -274,11 +284,8 @@ void experts(const ExpertsParams& params) {
     }
     BlockResult gate;
     BlockResult up;
-    const auto weight_of = [&](const ConstTensorView& w) {
-      return w.as<Bf16>() + block.expert * w.stride(0) + block.first_out * w.stride(1);
-    };
-    dot_rows(block.product(x, hidden, gate), weight_of(params.gate), params.gate.stride(1));
-    dot_rows(block.product(x, hidden, up), weight_of(params.up), params.up.stride(1));
+    multiply(block, x, params.gate, gate);
+    multiply(block, x, params.up, up);
     for (int r = 0; r < block.pairs; ++r) {
       Bf16* out = space.hidden + block.pair[r] * inter + block.first_out;
       for (int o = 0; o < block.outs; ++o) {
@@ -292,10 +299,7 @@ void experts(const ExpertsParams& params) {
     float* x = thread_scratch(block.pairs * inter);
     for (int r = 0; r < block.pairs; ++r) widen(space.hidden + block.pair[r] * inter, inter, x + r * inter);
     BlockResult y;
-    dot_rows(block.product(x, inter, y),
-             params.down.as<Bf16>() + block.expert * params.down.stride(0) +
-                 block.first_out * params.down.stride(1),
-             params.down.stride(1));
+    multiply(block, x, params.down, y);
     for (int r = 0; r < block.pairs; ++r) {
       std::copy_n(y.data() + static_cast<std::ptrdiff_t>(r) * kOutBlock, block.outs,
                   space.down + block.pair[r] * hidden + block.first_out);

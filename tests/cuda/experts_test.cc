@@ -17,8 +17,10 @@
 #include "core/plain_ops.h"
 #include "cuda/experts/config.h"
 #include "cuda/gpu_test.h"
+#include "cuda/linear_e4m3.h"
 #include "cuda/plain_ops.h"
 #include "reference/ops.h"
+#include "support/e4m3_weights.h"
 #include "support/random_tensors.h"
 
 namespace snapmla::test {
@@ -27,7 +29,9 @@ namespace {
 using cuda_ops::moe::place_of_item;
 using testing::kBf16Rounding;
 using testing::random_bf16;
+using testing::random_e4m3_weights;
 using testing::random_floats;
+using testing::RandomE4m3Weights;
 using testing::real;
 
 enum class Routing {
@@ -47,6 +51,7 @@ struct Case {
   int identities = 0;
   Routing routing = Routing::kRandom;
   bool stacked = false;  // gate and up are slices of one tensor
+  bool e4m3 = false;     // weights on the device; the reference has the bf16 numbers that they stand for
 };
 
 std::vector<std::int32_t> make_routing(const Case& c) {
@@ -73,13 +78,19 @@ struct Mixture {
   explicit Mixture(const Case& shape)
       : c(shape),
         x(random_bf16(size(c.tokens, x_stride()), 1, 1, 0.25F)),
-        gate_up(random_bf16(size(c.experts, 2 * c.inter * c.hidden), 2, sigma(c.hidden))),
-        down(random_bf16(size(c.experts, c.hidden * c.inter), 3, sigma(c.inter))),
+        gate_up_e4m3(make_e4m3(2 * c.experts, c.inter, c.hidden, 2)),
+        down_e4m3(make_e4m3(c.experts, c.hidden, c.inter, 3)),
+        gate_up(c.e4m3 ? gate_up_e4m3.values
+                       : random_bf16(size(c.experts, 2 * c.inter * c.hidden), 2, sigma(c.hidden))),
+        down(c.e4m3 ? down_e4m3.values : random_bf16(size(c.experts, c.hidden * c.inter), 3, sigma(c.inter))),
         weight(random_floats(size(c.tokens, c.top_k), 4, 0.3F, 1)),
         expert(make_routing(c)) {}
 
   static std::size_t size(std::int64_t a, std::int64_t b) { return static_cast<std::size_t>(a * b); }
   static float sigma(int inner) { return 1 / std::sqrt(static_cast<float>(inner)); }
+  [[nodiscard]] RandomE4m3Weights make_e4m3(int count, int rows, int columns, unsigned seed) const {
+    return c.e4m3 ? random_e4m3_weights(count, rows, columns, seed, sigma(columns)) : RandomE4m3Weights{};
+  }
 
   [[nodiscard]] int x_stride() const { return c.hidden + 8; }
   [[nodiscard]] int out_stride() const { return c.hidden + 4; }
@@ -104,6 +115,8 @@ struct Mixture {
 
   const Case c;
   std::vector<Bf16> x;
+  RandomE4m3Weights gate_up_e4m3;
+  RandomE4m3Weights down_e4m3;
   std::vector<Bf16> gate_up;
   std::vector<Bf16> down;
   std::vector<float> weight;
@@ -120,23 +133,47 @@ struct Places {
   Bf16* out;
   std::uint8_t* workspace;
   std::int64_t workspace_bytes;
+  const E4m3* gate_up_codes = nullptr;  // instead of gate_up and down
+  const float* gate_up_scales = nullptr;
+  const E4m3* down_codes = nullptr;
+  const float* down_scales = nullptr;
 };
+
+// Gate or up, whose first matrix is `start` elements into the tensor of both.
+WeightView gate_or_up(const Mixture& m, const Places& at, std::int64_t start) {
+  const Case& c = m.c;
+  const auto view = [&](const auto* data, DType dtype) {
+    return ConstTensorView(data + start, dtype, {c.experts, c.inter, c.hidden},
+                           {m.expert_stride(), c.hidden, 1});
+  };
+  if (at.gate_up_codes == nullptr) return view(at.gate_up, DType::kBF16);
+  const std::int64_t rows = (c.inter + kWeightBlock - 1) / kWeightBlock;
+  const std::int64_t columns = c.hidden / kWeightBlock;
+  const std::int64_t matrix = std::int64_t{c.inter} * c.hidden;
+  return {
+      view(at.gate_up_codes, DType::kE4M3),
+      ConstTensorView(at.gate_up_scales + start / matrix * rows * columns, DType::kF32,
+                      {c.experts, rows, columns}, {m.expert_stride() / matrix * rows * columns, columns, 1})};
+}
+
+WeightView down_of(const Case& c, const Places& at) {
+  if (at.down_codes == nullptr) return ConstTensorView(at.down, DType::kBF16, {c.experts, c.hidden, c.inter});
+  return {ConstTensorView(at.down_codes, DType::kE4M3, {c.experts, c.hidden, c.inter}),
+          ConstTensorView(at.down_scales, DType::kF32,
+                          {c.experts, (c.hidden + kWeightBlock - 1) / kWeightBlock, c.inter / kWeightBlock})};
+}
 
 ExpertsParams make_params(const Mixture& m, const Places& at, int first, int tokens) {
   const Case& c = m.c;
   const std::int64_t choice = std::int64_t{first} * c.top_k;
-  const auto weights = [&](const Bf16* data) {
-    return ConstTensorView(data, DType::kBF16, {c.experts, c.inter, c.hidden},
-                           {m.expert_stride(), c.hidden, 1});
-  };
   return {.x = ConstTensorView(at.x + std::int64_t{first} * m.x_stride(), DType::kBF16, {tokens, c.hidden},
                                {m.x_stride(), 1}),
           .expert = ConstTensorView(at.expert + choice, DType::kI32, {tokens, c.top_k}),
           .weight = ConstTensorView(at.weight + choice, DType::kF32, {tokens, c.top_k}),
           .identities = c.identities,
-          .gate = weights(at.gate_up),
-          .up = weights(at.gate_up + m.up_start()),
-          .down = ConstTensorView(at.down, DType::kBF16, {c.experts, c.hidden, c.inter}),
+          .gate = gate_or_up(m, at, 0),
+          .up = gate_or_up(m, at, m.up_start()),
+          .down = down_of(c, at),
           .out = TensorView(at.out, DType::kBF16, {tokens, c.hidden}, {m.out_stride(), 1}),
           .workspace = TensorView(at.workspace, DType::kU8, {at.workspace_bytes})};
 }
@@ -163,7 +200,17 @@ class DeviceMixture {
         gate_up_(cuda(), m.gate_up),
         down_(cuda(), m.down),
         weight_(cuda(), m.weight),
-        expert_(cuda(), m.expert) {}
+        expert_(cuda(), m.expert),
+        gate_up_codes_(cuda(), m.gate_up_e4m3.codes),
+        gate_up_scales_(cuda(), m.gate_up_e4m3.scales),
+        down_codes_(cuda(), m.down_e4m3.codes),
+        down_scales_(cuda(), m.down_e4m3.scales) {
+    if (!m.c.e4m3) return;
+    cuda_ops::arrange_weight(
+        TensorView(gate_up_codes_.data(), DType::kE4M3, {2 * m.c.experts, m.c.inter, m.c.hidden}), nullptr);
+    cuda_ops::arrange_weight(
+        TensorView(down_codes_.data(), DType::kE4M3, {m.c.experts, m.c.hidden, m.c.inter}), nullptr);
+  }
 
   // Tokens [first, first + tokens) in one call, in a workspace that is as large as it must be and full of NaN.
   [[nodiscard]] std::vector<Bf16> run(int first, int tokens) const {
@@ -177,8 +224,15 @@ class DeviceMixture {
   }
   [[nodiscard]] Places places(const OnDevice<Bf16>& out, const OnDevice<std::uint8_t>& workspace,
                               std::int64_t workspace_bytes) const {
-    return {x_.data(),      gate_up_.data(), down_.data(),     weight_.data(),
-            expert_.data(), out.data(),      workspace.data(), workspace_bytes};
+    Places at{x_.data(),      gate_up_.data(), down_.data(),     weight_.data(),
+              expert_.data(), out.data(),      workspace.data(), workspace_bytes};
+    if (m_.c.e4m3) {
+      at.gate_up_codes = gate_up_codes_.data();
+      at.gate_up_scales = gate_up_scales_.data();
+      at.down_codes = down_codes_.data();
+      at.down_scales = down_scales_.data();
+    }
+    return at;
   }
   [[nodiscard]] const OnDevice<std::int32_t>& expert() const { return expert_; }
 
@@ -189,6 +243,10 @@ class DeviceMixture {
   OnDevice<Bf16> down_;
   OnDevice<float> weight_;
   OnDevice<std::int32_t> expert_;
+  OnDevice<E4m3> gate_up_codes_;
+  OnDevice<float> gate_up_scales_;
+  OnDevice<E4m3> down_codes_;
+  OnDevice<float> down_scales_;
 };
 
 // What two right results of a token may differ by, beside the rounding of each: `sum` from h that may have been
@@ -311,6 +369,20 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"ManyStagesWide", 200, 4, 1024, 704, 6}, Case{"Prefill", 2100, 2, 128, 64, 40, 3}),
     [](const auto& test) { return std::string(test.param.name); });
 
+// One stage and more than the ring holds, rows that end within a tile and within a block of scales, every width.
+INSTANTIATE_TEST_SUITE_P(
+    E4m3, CudaExperts,
+    ::testing::Values(Case{"OneToken", 1, 6, 256, 128, 64, 0, Routing::kRandom, false, true},
+                      Case{"Few", 5, 2, 128, 256, 16, 0, Routing::kRandom, true, true},
+                      Case{"Sixteen", 16, 2, 384, 128, 8, 0, Routing::kRandom, true, true},
+                      Case{"Identities", 70, 4, 1152, 128, 12, 6, Routing::kRandom, false, true},
+                      Case{"EveryExpertEveryToken", 64, 8, 256, 128, 8, 0, Routing::kRandom, false, true},
+                      Case{"AllToOneWide", 300, 1, 128, 256, 5, 0, Routing::kFirst, false, true},
+                      Case{"Widest", 400, 8, 256, 128, 8, 0, Routing::kRandom, false, true},
+                      Case{"ManyStages", 48, 4, 1920, 768, 6, 0, Routing::kRandom, true, true},
+                      Case{"ManyStagesWide", 200, 4, 1024, 640, 6, 0, Routing::kRandom, false, true}),
+    [](const auto& test) { return std::string(test.param.name); });
+
 class CudaExpertsGraph : public GpuTest {};
 
 // One capture serves every step: the routing changes between replays.
@@ -367,7 +439,8 @@ TEST(ExpertsArguments, SizesThatCannotBeCopiedInUnitsOf16BytesAreRefused) {
 
 TEST(ExpertsWork, AWidthHoldsWhatAnExpertWillLikelyGet) {
   const auto tile_width = [](int tokens, int top_k, int choices) {
-    return cuda_ops::moe::tile_width(cuda_ops::moe::likely_tokens(tokens, top_k, choices));
+    return cuda_ops::moe::tile_width(cuda_ops::moe::likely_tokens(tokens, top_k, choices),
+                                     cuda_ops::moe::kBf16Widths);
   };
   EXPECT_EQ(tile_width(1, 6, 64), 16);
   EXPECT_EQ(tile_width(64, 6, 64), 16);
@@ -388,11 +461,11 @@ TEST(ExpertsWork, TilesHaveRoomWhateverTheRouting) {
     const std::size_t used = 1 + random() % static_cast<std::size_t>(experts);
     std::vector<int> count(static_cast<std::size_t>(experts));
     for (int pair = 0; pair < pairs; ++pair) ++count[random() % used];
-    for (const int width : cuda_ops::moe::kWidths) {
+    for (const int width : cuda_ops::moe::kBf16Widths) {
       std::int64_t tiles = 0;
       for (const int n : count) tiles += (n + width - 1) / width;
       ASSERT_LE(tiles, cuda_ops::moe::most_tiles(pairs, experts, width));
-      ASSERT_LE(tiles, cuda_ops::moe::most_tiles(pairs, experts, cuda_ops::moe::kWidths.front()));
+      ASSERT_LE(tiles, cuda_ops::moe::most_tiles(pairs, experts, cuda_ops::moe::kBf16Widths.front()));
     }
   }
 }

@@ -49,7 +49,7 @@ std::vector<float> run_linear(Backend& backend, const PlainOps& ops, const Linea
   const DType dtype = c.f32 ? DType::kF32 : DType::kBF16;
   const OnDevice<std::uint8_t> out(backend, test::poison<std::uint8_t>(c.rows * out_stride * size_of(dtype)));
   ops.linear({x.data(), DType::kBF16, {c.rows, c.inner}, {x_stride, 1}},
-             {weight.data(), DType::kBF16, {c.outs, c.inner}},
+             ConstTensorView(weight.data(), DType::kBF16, {c.outs, c.inner}),
              c.bias ? ConstTensorView(bias.data(), DType::kBF16, {c.outs}) : ConstTensorView{},
              TensorView(out.data(), dtype, {c.rows, c.outs}, {out_stride, 1}), {});
   const std::vector<std::uint8_t> bytes = out.host();

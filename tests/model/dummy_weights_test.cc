@@ -47,26 +47,26 @@ std::string shape(const ConstTensorView& view) {
 
 void expect_same_shapes(const LayerWeights& dummy, const LayerWeights& read) {
   EXPECT_EQ(shape(dummy.attention_norm), shape(read.attention_norm));
-  EXPECT_EQ(shape(dummy.attention.q_a.weight), shape(read.attention.q_a.weight));
+  EXPECT_EQ(shape(dummy.attention.q_a.weight.values), shape(read.attention.q_a.weight.values));
   EXPECT_EQ(shape(dummy.attention.q_a.bias), shape(read.attention.q_a.bias));
   EXPECT_EQ(shape(dummy.attention.q_a_norm), shape(read.attention.q_a_norm));
-  EXPECT_EQ(shape(dummy.attention.q_b.weight), shape(read.attention.q_b.weight));
-  EXPECT_EQ(shape(dummy.attention.kv_a.weight), shape(read.attention.kv_a.weight));
+  EXPECT_EQ(shape(dummy.attention.q_b.weight.values), shape(read.attention.q_b.weight.values));
+  EXPECT_EQ(shape(dummy.attention.kv_a.weight.values), shape(read.attention.kv_a.weight.values));
   EXPECT_EQ(shape(dummy.attention.kv_a.bias), shape(read.attention.kv_a.bias));
   EXPECT_EQ(shape(dummy.attention.kv_a_norm), shape(read.attention.kv_a_norm));
   EXPECT_EQ(shape(dummy.attention.w_uk), shape(read.attention.w_uk));
   EXPECT_EQ(shape(dummy.attention.w_uv), shape(read.attention.w_uv));
-  EXPECT_EQ(shape(dummy.attention.o.weight), shape(read.attention.o.weight));
+  EXPECT_EQ(shape(dummy.attention.o.weight.values), shape(read.attention.o.weight.values));
   EXPECT_EQ(shape(dummy.attention.o.bias), shape(read.attention.o.bias));
   EXPECT_EQ(shape(dummy.ffn_norm), shape(read.ffn_norm));
-  EXPECT_EQ(shape(dummy.ffn.gate.weight), shape(read.ffn.gate.weight));
-  EXPECT_EQ(shape(dummy.ffn.up.weight), shape(read.ffn.up.weight));
-  EXPECT_EQ(shape(dummy.ffn.down.weight), shape(read.ffn.down.weight));
+  EXPECT_EQ(shape(dummy.ffn.gate.weight.values), shape(read.ffn.gate.weight.values));
+  EXPECT_EQ(shape(dummy.ffn.up.weight.values), shape(read.ffn.up.weight.values));
+  EXPECT_EQ(shape(dummy.ffn.down.weight.values), shape(read.ffn.down.weight.values));
   EXPECT_EQ(shape(dummy.moe.router), shape(read.moe.router));
   EXPECT_EQ(shape(dummy.moe.router_bias), shape(read.moe.router_bias));
-  EXPECT_EQ(shape(dummy.moe.gate), shape(read.moe.gate));
-  EXPECT_EQ(shape(dummy.moe.up), shape(read.moe.up));
-  EXPECT_EQ(shape(dummy.moe.down), shape(read.moe.down));
+  EXPECT_EQ(shape(dummy.moe.gate.values), shape(read.moe.gate.values));
+  EXPECT_EQ(shape(dummy.moe.up.values), shape(read.moe.up.values));
+  EXPECT_EQ(shape(dummy.moe.down.values), shape(read.moe.down.values));
   EXPECT_EQ(shape(dummy.post_ffn_norm), shape(read.post_ffn_norm));
 }
 
@@ -80,7 +80,7 @@ void expect_same_shapes(const nlohmann::json& config_json) {
   EXPECT_EQ(dummy.bytes, read.bytes);
   EXPECT_EQ(shape(dummy.embedding), shape(read.embedding));
   EXPECT_EQ(shape(dummy.norm), shape(read.norm));
-  EXPECT_EQ(shape(dummy.lm_head.weight), shape(read.lm_head.weight));
+  EXPECT_EQ(shape(dummy.lm_head.weight.values), shape(read.lm_head.weight.values));
   ASSERT_EQ(dummy.layers.size(), read.layers.size());
   for (std::size_t i = 0; i < read.layers.size(); ++i) expect_same_shapes(dummy.layers[i], read.layers[i]);
 }
@@ -110,10 +110,10 @@ TEST(DummyWeights, AreTheSeedsAlone) {
   const ModelWeights other = make_dummy_weights(reference(), config, 1);
   const LayerWeights& layer = first.layers[1];
   EXPECT_TRUE(same(first.embedding, again.embedding));
-  EXPECT_TRUE(same(layer.moe.down, again.layers[1].moe.down));
+  EXPECT_TRUE(same(layer.moe.down.values, again.layers[1].moe.down.values));
   EXPECT_FALSE(same(first.embedding, other.embedding));
-  EXPECT_FALSE(same(layer.attention.o.weight, first.layers[0].attention.o.weight));
-  EXPECT_FALSE(same(layer.moe.gate, layer.moe.up));
+  EXPECT_FALSE(same(layer.attention.o.weight.values, first.layers[0].attention.o.weight.values));
+  EXPECT_FALSE(same(layer.moe.gate.values, layer.moe.up.values));
 }
 
 TEST(DummyWeights, HaveTheDeviationsThatKeepActivationsTheirSize) {
@@ -122,12 +122,12 @@ TEST(DummyWeights, HaveTheDeviationsThatKeepActivationsTheirSize) {
   const double layers = config.num_layers;
   const LayerWeights& layer = weights.layers[1];
   expect_deviation(weights.embedding, 1, "embedding");
-  expect_deviation(weights.lm_head.weight, 1 / std::sqrt(64), "lm_head");
-  expect_deviation(layer.attention.q_b.weight, 1 / std::sqrt(64), "q");
+  expect_deviation(weights.lm_head.weight.values, 1 / std::sqrt(64), "lm_head");
+  expect_deviation(layer.attention.q_b.weight.values, 1 / std::sqrt(64), "q");
   expect_deviation(layer.attention.w_uk, 1 / std::sqrt(512), "w_uk");
-  expect_deviation(layer.attention.o.weight, 1 / std::sqrt(2 * 32 * 2 * layers), "o");
-  expect_deviation(layer.moe.up, 1 / std::sqrt(64), "up of experts");
-  expect_deviation(layer.moe.down, 1 / std::sqrt(32 * 2 * layers), "down of experts");
+  expect_deviation(layer.attention.o.weight.values, 1 / std::sqrt(2 * 32 * 2 * layers), "o");
+  expect_deviation(layer.moe.up.values, 1 / std::sqrt(64), "up of experts");
+  expect_deviation(layer.moe.down.values, 1 / std::sqrt(32 * 2 * layers), "down of experts");
   for (const Bf16 value : values(layer.attention_norm)) EXPECT_EQ(to_float(value), 1);
   for (int i = 0; i < config.num_experts; ++i) EXPECT_EQ(layer.moe.router_bias.as<float>()[i], 0);
 }
@@ -144,12 +144,12 @@ TEST(DummyWeights, GiveARankTheExpertsOfTheWholeModel) {
   };
   const MoeWeights& all = whole.layers[1].moe;
   const MoeWeights& own = part.layers[1].moe;
-  EXPECT_TRUE(same(experts(all.gate, 4, 2), experts(own.gate, 0, 2)));
-  EXPECT_TRUE(same(experts(all.up, 4, 2), experts(own.up, 0, 2)));
-  EXPECT_TRUE(same(experts(all.down, 4, 2), experts(own.down, 0, 2)));
+  EXPECT_TRUE(same(experts(all.gate.values, 4, 2), experts(own.gate.values, 0, 2)));
+  EXPECT_TRUE(same(experts(all.up.values, 4, 2), experts(own.up.values, 0, 2)));
+  EXPECT_TRUE(same(experts(all.down.values, 4, 2), experts(own.down.values, 0, 2)));
   EXPECT_TRUE(same(experts(all.router, 4, 2), experts(own.router, 0, 2)));
-  EXPECT_TRUE(same(whole.layers[1].ffn.up.weight, part.layers[1].ffn.up.weight));
-  EXPECT_TRUE(same(whole.layers[0].attention.o.weight, part.layers[0].attention.o.weight));
+  EXPECT_TRUE(same(whole.layers[1].ffn.up.weight.values, part.layers[1].ffn.up.weight.values));
+  EXPECT_TRUE(same(whole.layers[0].attention.o.weight.values, part.layers[0].attention.o.weight.values));
 }
 
 /// The rms of the logits of a prompt's last token.

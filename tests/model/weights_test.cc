@@ -65,27 +65,27 @@ TEST(Weights, AreFoundByName) {
   };
   expect(weights.embedding, "model.embed_tokens.weight");
   expect(weights.norm, "model.norm.weight");
-  expect(weights.lm_head.weight, "lm_head.weight");
+  expect(weights.lm_head.weight.values, "lm_head.weight");
   ASSERT_EQ(weights.layers.size(), 2U);
   const LayerWeights& layer = weights.layers[1];
   const std::string prefix = "model.layers.1.";
   expect(layer.attention_norm, prefix + "input_layernorm.weight");
   expect(layer.ffn_norm, prefix + "post_attention_layernorm.weight");
-  expect(layer.attention.q_a.weight, prefix + "self_attn.q_a_proj.weight");
+  expect(layer.attention.q_a.weight.values, prefix + "self_attn.q_a_proj.weight");
   expect(layer.attention.q_a.bias, prefix + "self_attn.q_a_proj.bias");
   expect(layer.attention.q_a_norm, prefix + "self_attn.q_a_layernorm.weight");
-  expect(layer.attention.q_b.weight, prefix + "self_attn.q_b_proj.weight");
-  expect(layer.attention.kv_a.weight, prefix + "self_attn.kv_a_proj_with_mqa.weight");
+  expect(layer.attention.q_b.weight.values, prefix + "self_attn.q_b_proj.weight");
+  expect(layer.attention.kv_a.weight.values, prefix + "self_attn.kv_a_proj_with_mqa.weight");
   expect(layer.attention.kv_a.bias, prefix + "self_attn.kv_a_proj_with_mqa.bias");
   expect(layer.attention.kv_a_norm, prefix + "self_attn.kv_a_layernorm.weight");
-  expect(layer.attention.o.weight, prefix + "self_attn.o_proj.weight");
+  expect(layer.attention.o.weight.values, prefix + "self_attn.o_proj.weight");
   expect(layer.attention.o.bias, prefix + "self_attn.o_proj.bias");
   expect(layer.moe.router, prefix + "mlp.gate.weight");
   expect(layer.moe.router_bias, prefix + "mlp.gate.e_score_correction_bias");
-  expect(layer.ffn.gate.weight, prefix + "mlp.shared_experts.gate_proj.weight");
-  expect(layer.ffn.up.weight, prefix + "mlp.shared_experts.up_proj.weight");
-  expect(layer.ffn.down.weight, prefix + "mlp.shared_experts.down_proj.weight");
-  expect(weights.layers[0].ffn.down.weight, "model.layers.0.mlp.down_proj.weight");
+  expect(layer.ffn.gate.weight.values, prefix + "mlp.shared_experts.gate_proj.weight");
+  expect(layer.ffn.up.weight.values, prefix + "mlp.shared_experts.up_proj.weight");
+  expect(layer.ffn.down.weight.values, prefix + "mlp.shared_experts.down_proj.weight");
+  expect(weights.layers[0].ffn.down.weight.values, "model.layers.0.mlp.down_proj.weight");
   EXPECT_FALSE(weights.layers[0].moe.router.present());
   EXPECT_EQ(layer.moe.router.dtype(), DType::kF32);
 }
@@ -113,10 +113,10 @@ TEST(Weights, StackExperts) {
   const Tensors tensors = testing::make_tensors(tiny_config(), 4);
   const ModelWeights weights = load(tiny_config(), tensors);
   const MoeWeights& moe = weights.layers[1].moe;
-  ASSERT_EQ(to_string(moe.up), "bf16 [8, 32, 64]");
-  ASSERT_EQ(to_string(moe.down), "bf16 [8, 64, 32]");
-  const std::vector<float> up = values_of(moe.up);
-  const std::vector<float> gate = values_of(moe.gate);
+  ASSERT_EQ(to_string(moe.up.values), "bf16 [8, 32, 64]");
+  ASSERT_EQ(to_string(moe.down.values), "bf16 [8, 64, 32]");
+  const std::vector<float> up = values_of(moe.up.values);
+  const std::vector<float> gate = values_of(moe.gate.values);
   for (std::size_t expert = 0; expert < 8; ++expert) {
     const std::string prefix = "model.layers.1.mlp.experts." + std::to_string(expert) + '.';
     const std::vector<float>& one = find(tensors, prefix + "up_proj.weight").values;
@@ -132,14 +132,14 @@ TEST(Weights, TiedEmbeddingsAreTheHead) {
   nlohmann::json config = tiny_config();
   config["tie_word_embeddings"] = true;
   const ModelWeights weights = load(config, testing::make_tensors(config, 4));
-  EXPECT_EQ(weights.lm_head.weight.data(), weights.embedding.data());
+  EXPECT_EQ(weights.lm_head.weight.values.data(), weights.embedding.data());
 }
 
 TEST(Weights, TheStoredTypeChangesNothing) {
   const Tensors tensors = testing::make_tensors(tiny_config(), 4);
   const ModelWeights bf16 = load(tiny_config(), tensors);
   const ModelWeights f32 = load(tiny_config(), tensors, testing::StoredAs::kF32);
-  EXPECT_EQ(values_of(f32.layers[1].moe.down), values_of(bf16.layers[1].moe.down));
+  EXPECT_EQ(values_of(f32.layers[1].moe.down.values), values_of(bf16.layers[1].moe.down.values));
   EXPECT_EQ(values_of(f32.layers[1].moe.router), values_of(bf16.layers[1].moe.router));
 }
 
@@ -166,7 +166,7 @@ TEST(Weights, LargeTensorsAreReadInParts) {
   const Tensors tensors = testing::make_tensors(large_config(), 4);
   const ModelWeights weights = load(large_config(), tensors);
   EXPECT_EQ(values_of(weights.embedding), find(tensors, "model.embed_tokens.weight").values);
-  EXPECT_EQ(values_of(weights.layers[0].ffn.down.weight),
+  EXPECT_EQ(values_of(weights.layers[0].ffn.down.weight.values),
             find(tensors, "model.layers.0.mlp.down_proj.weight").values);
   expect_equal(load(large_config(), tensors, testing::StoredAs::kF32), weights);
 }
@@ -292,7 +292,7 @@ TEST(Weights, Fp8TakesTheScaleOfItsBlock) {
     scales.stored = storage.stored;
     const std::vector<float>& codes = find(tensors, prefix + "weight").values;
     const ModelWeights weights = load(fp8_config(), tensors);
-    const std::vector<float> loaded = values_of(weights.layers[1].attention.kv_a.weight);
+    const std::vector<float> loaded = values_of(weights.layers[1].attention.kv_a.weight.values);
     ASSERT_EQ(loaded.size(), 576U * 160U);
     for (std::size_t i = 0; i < 576; ++i) {
       for (std::size_t j = 0; j < 160; ++j) {
@@ -314,7 +314,7 @@ TEST(Weights, Fp8ReadInPartsTakesTheScaleOfItsBlock) {
   for (std::size_t i = 0; i < 18; ++i) scales.values[i] = 1 + static_cast<float>(i) / 16;
   find(tensors, name) = codes;
   tensors.push_back(scales);
-  const std::vector<float> loaded = values_of(load(config, tensors).layers[0].ffn.up.weight);
+  const std::vector<float> loaded = values_of(load(config, tensors).layers[0].ffn.up.weight.values);
   ASSERT_EQ(loaded.size(), 9000U * 64U);
   for (std::size_t i = 0; i < loaded.size(); ++i) {
     const float scale = scales.values[i / 64 / 1000 * 2 + i % 64 / 48];
@@ -340,8 +340,8 @@ TEST(Weights, Fp8WithExponentsIsExact) {
   }
   const ModelWeights fp8 = load(fp8_config(), tensors);
   const ModelWeights bf16 = load(fp8_config(), plain);
-  EXPECT_EQ(values_of(fp8.layers[1].moe.gate), values_of(bf16.layers[1].moe.gate));
-  EXPECT_EQ(values_of(fp8.layers[1].moe.down), values_of(bf16.layers[1].moe.down));
+  EXPECT_EQ(values_of(fp8.layers[1].moe.gate.values), values_of(bf16.layers[1].moe.gate.values));
+  EXPECT_EQ(values_of(fp8.layers[1].moe.down.values), values_of(bf16.layers[1].moe.down.values));
   EXPECT_EQ(values_of(fp8.layers[0].attention.w_uv), values_of(bf16.layers[0].attention.w_uv));
   EXPECT_EQ(fp8.bytes, bf16.bytes);
 }

@@ -119,6 +119,21 @@ __device__ __forceinline__ float load_from_peer(std::uint32_t s_address, int ran
   return x;
 }
 
+/// Two of them, 8-byte aligned.
+__device__ __forceinline__ float2 load_pair_from_peer(std::uint32_t s_address, int rank) {
+  float2 x = make_float2(0, 0);
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %2, %3;\n"
+      "ld.shared::cluster.v2.f32 {%0, %1}, [remote];\n"
+      "}\n"
+      : "=f"(x.x), "=f"(x.y)
+      : "r"(s_address), "r"(rank)
+      : "memory");
+  return x;
+}
+
 // --- Bulk copies ("cp.async.bulk", "cp.async.bulk.tensor", "prefetch.tensormap") ---
 
 /// What L2 should do with the lines of a copy: the 64-bit policies that createpolicy.fractional makes for a

@@ -8,7 +8,7 @@
 //     mma_e4m3         D, A in shared memory, B     N = 128, 64               A, B K-major
 //     mma_e4m3         D, A in 4 registers, B       N = 64, 32, 16, 8         A, B K-major
 //     mma_bf16         D, A in shared memory, B     N = 128, 64, 16           A, B K-major
-//     mma_bf16         D, A in 4 registers, B       N = 64                    A, B K-major
+//     mma_bf16         D, A in 4 registers, B       N = 128, 64, 16           A, B K-major
 //     mma_bf16_rows    D, A in shared memory, B     N = 128                   A K-major, B MN-major
 //     mma_bf16_rows    D, A in 4 registers, B       N = 128, 64               A K-major, B MN-major
 //
@@ -158,6 +158,14 @@ __device__ __forceinline__ void mma_bf16(float (&d)[8], Descriptor a, Descriptor
 __device__ __forceinline__ void mma_bf16(float (&d)[32], const std::uint32_t (&a)[4], Descriptor b,
                                          bool accumulate) {
   SNAPMLA_MMA_RS(32, "m64n64k16.f32.bf16.bf16", "%32,%33,%34,%35", "%36", "%37", "1, 1, 0");
+}
+__device__ __forceinline__ void mma_bf16(float (&d)[64], const std::uint32_t (&a)[4], Descriptor b,
+                                         bool accumulate) {
+  SNAPMLA_MMA_RS(64, "m64n128k16.f32.bf16.bf16", "%64,%65,%66,%67", "%68", "%69", "1, 1, 0");
+}
+__device__ __forceinline__ void mma_bf16(float (&d)[8], const std::uint32_t (&a)[4], Descriptor b,
+                                         bool accumulate) {
+  SNAPMLA_MMA_RS(8, "m64n16k16.f32.bf16.bf16", "%8,%9,%10,%11", "%12", "%13", "1, 1, 0");
 }
 
 /// D (+)= A * B with B MN-major: row k of B is contiguous along N, as the tokens of a page are

@@ -1,13 +1,10 @@
 // The two products of the experts, one kernel: gate and up with their activation, and down.
 //
-// Grid: as many CTAs as SMs, each with most of an SM's shared memory as a ring of stages that never drains: one thread
-// loads, through the ends of items, as far ahead as the ring goes; one or two warpgroups multiply. Nothing else keeps
-// the weights coming at the rate of the memory: at 3 TB/s and 1 to 2 us from request to data an SM must have 24 to 48
-// KB under way all the time.
-//
-//     loading thread    weights, tokens -> stage                                                  full[stage]
-//     warpgroups        4 steps of K = 16 for each of two weight tiles, sums in registers         empty[stage]
-//                       behind the last stage of an item: its results to memory, while the ring fills
+// Grid: as many CTAs as SMs, each with most of an SM's shared memory as a ring of stages (product/stages.cuh) that never
+// drains: one thread loads, through the ends of items, as far ahead as the ring goes; one or two warpgroups multiply, and
+// behind the last stage of an item bring its results to memory, while the ring fills. Nothing else keeps the weights
+// coming at the rate of the memory: at 3 TB/s and 1 to 2 us from request to data an SM must have 24 to 48 KB under way all
+// the time.
 //
 // Down starts before gate and up have ended everywhere (device/launch.h): as an SM comes free, its ring fills with
 // weights, which depend on nothing, and only the tokens wait. The work list may be read that early, because gate and
@@ -18,28 +15,32 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "cuda/device/ptx.cuh"
-#include "cuda/device/wgmma.cuh"
 #include "cuda/experts/config.h"
+#include "cuda/product/stages.cuh"
 #include "snapmla/tensor.h"
 
 namespace snapmla::cuda_ops::moe {
+
+using product::ProductMaps;
+
+/// The block scales of e4m3 weights: [experts][ceil(rows / 128)][stages].
+struct BlockScales {
+  const float* data;
+  std::int64_t expert_stride;
+};
 
 struct ProductArgs {
   const int* num_tiles;
   const int4* tiles;  ///< TokenTile, 0
   int rows;           ///< outputs of an expert
   int row_sets;
-  int stages;  ///< of an item: K / 64, rounded up
+  int stages;  ///< of an item: K in units of the weights' kDims, rounded up
   void* out;   ///< [places, rows]
   CachePolicy weights_policy;
-};
-
-struct ProductMaps {
-  CUtensorMap first;  ///< weights [experts, rows, K], boxes of 64 rows
-  CUtensorMap second;
-  CUtensorMap tokens;  ///< [places, K], boxes of kBoxRows
+  BlockScales first_scales;  ///< of e4m3 weights
+  BlockScales second_scales;
 };
 
 /// First and second weight tile: gate and up of the same outputs. Result: bf16(silu(gate) * up).
@@ -96,102 +97,7 @@ class Stages {
   int item_;
 };
 
-// --- Loading ---
-
-template <class Op, class S>
-__device__ __forceinline__ void load_weights(const Stages<Op, S>& at, const ProductMaps& maps,
-                                             CachePolicy policy, std::uint32_t s_base) {
-  const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
-  const std::uint32_t full = s_base + S::kFull + 8 * at.slot;
-  arrive_expect(full, 2 * kWeightTileBytes + S::boxes(at.tile.count) * S::kBoxBytes);
-  copy_tile(s_stage + S::kFirstWeights, &maps.first, at.stage * kTileDims, at.first_row, at.tile.expert, full,
-            policy);
-  copy_tile(s_stage + S::kSecondWeights, &maps.second, at.stage * kTileDims, at.first_row + Op::kSecondRow,
-            at.tile.expert, full, policy);
-}
-
-template <class Op, class S>
-__device__ __forceinline__ void load_tokens(const Stages<Op, S>& at, const ProductMaps& maps,
-                                            std::uint32_t s_base) {
-  const std::uint32_t s_tokens = s_base + at.slot * S::kStageBytes + S::kTokenRows;
-  const std::uint32_t full = s_base + S::kFull + 8 * at.slot;
-  const int boxes = S::boxes(at.tile.count);
-  for (int i = 0; i < boxes; ++i)
-    copy_tile(s_tokens + i * S::kBoxBytes, &maps.tokens, at.stage * kTileDims,
-              at.tile.first + i * S::kBoxRows, 0, full);
-}
-
-template <class Op, class S>
-__device__ __forceinline__ void run_loads(const ProductArgs& args, const ProductMaps& maps,
-                                          std::uint32_t s_base) {
-  Stages<Op, S> at(args);
-  if constexpr (Op::kStartsEarly) {
-    Stages<Op, S> tokens = at;
-    int early = 0;
-    for (; early < S::kStages && at.more(); ++early, at.next())
-      load_weights(at, maps, args.weights_policy, s_base);
-    wait_for_previous_grid();
-    for (; early > 0; --early, tokens.next()) load_tokens(tokens, maps, s_base);
-  }
-  for (; at.more(); at.next()) {
-    wait(s_base + S::kEmpty + 8 * at.slot, at.phase ^ 1);
-    load_weights(at, maps, args.weights_policy, s_base);
-    load_tokens(at, maps, s_base);
-  }
-}
-
-// --- Multiplying ---
-
-/// The warp has read a stage: tells the loading thread, which may refill it.
-template <class S>
-__device__ __forceinline__ void release(std::uint32_t s_base, std::uint32_t slot, int lane) {
-  __syncwarp();
-  if (lane == 0) arrive(s_base + S::kEmpty + 8 * slot);
-}
-
-/// The sums of one item for the tokens of warpgroup `group`, from `at` on; moves `at` to the item's last stage.
-template <class Op, class S>
-__device__ __forceinline__ void multiply(float (&first)[S::kGroupTokens / 2],
-                                         float (&second)[S::kGroupTokens / 2], Stages<Op, S>& at,
-                                         const ProductArgs& args, std::uint32_t s_base, int group, int lane) {
-  std::uint32_t before = 0;  // slot of the stage before
-#pragma unroll 1
-  for (;;) {
-    const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
-    const Descriptor weights = k_major(s_stage, 1024, Swizzle::k128B);
-    const Descriptor tokens =
-        k_major(s_stage + S::kTokenRows + group * S::kGroupTokens * kRowBytes, 1024, Swizzle::k128B);
-    wait(s_base + S::kFull + 8 * at.slot, at.phase);
-    mma_fence();
-#pragma unroll
-    for (int k = 0; k < kStepsAStage; ++k) {
-      const Descriptor step = tokens.advance(k * kStepBytes);
-      mma_bf16(first, weights.advance(S::kFirstWeights + k * kStepBytes), step, true);
-      mma_bf16(second, weights.advance(S::kSecondWeights + k * kStepBytes), step, true);
-    }
-    mma_commit();
-    mma_wait<1>();
-    if (at.stage > 0) release<S>(s_base, before, lane);
-    before = at.slot;
-    if (at.stage + 1 == args.stages) break;
-    at.next();
-  }
-  mma_wait<0>();
-  pin(first);
-  pin(second);
-  release<S>(s_base, before, lane);
-}
-
-/// An item without tokens for this warpgroup: its stages pass by.
-template <class Op, class S>
-__device__ __forceinline__ void skip(Stages<Op, S>& at, const ProductArgs& args, std::uint32_t s_base,
-                                     int lane) {
-  for (;; at.next()) {
-    wait(s_base + S::kFull + 8 * at.slot, at.phase);
-    release<S>(s_base, at.slot, lane);
-    if (at.stage + 1 == args.stages) return;
-  }
-}
+// --- Results ---
 
 /// silu(gate) * up, silu(x) = x / (1 + e^-x): off by a few units of fp32's last place.
 __device__ __forceinline__ float activate(float gate, float up) {
@@ -241,9 +147,28 @@ __device__ __forceinline__ void store_sums(const float (&sum)[S::kGroupTokens / 
   }
 }
 
+/// The scales of the weight tile that starts at `row`, one a stage.
+__device__ __forceinline__ const float* scales_of(const BlockScales& scales, const ProductArgs& args,
+                                                  int expert, int row) {
+  return scales.data + expert * scales.expert_stride +
+         std::int64_t{row / product::E4m3Weights::kDims} * args.stages;
+}
+
+/// An item without tokens for this warpgroup: its stages pass by.
+template <class Op, class S>
+__device__ __forceinline__ void skip(Stages<Op, S>& at, const ProductArgs& args, std::uint32_t s_base,
+                                     int lane) {
+  for (;; at.next()) {
+    wait(s_base + S::kFull + 8 * at.slot, at.phase);
+    product::release<S>(s_base, at.slot, lane);
+    if (at.stage + 1 == args.stages) return;
+  }
+}
+
 template <class Op, class S>
 __device__ __forceinline__ void run_products(const ProductArgs& args, std::uint32_t s_base, int group,
                                              int warp, int lane) {
+  constexpr bool kE4m3 = std::is_same_v<typename S::Weights, product::E4m3Weights>;
   const int first_token = group * S::kGroupTokens;
   for (Stages<Op, S> at(args); at.more(); at.next()) {
     if (S::kGroups > 1 && at.tile.count <= first_token) {
@@ -252,7 +177,14 @@ __device__ __forceinline__ void run_products(const ProductArgs& args, std::uint3
     }
     float first[S::kGroupTokens / 2] = {};
     float second[S::kGroupTokens / 2] = {};
-    multiply<Op, S>(first, second, at, args, s_base, group, lane);
+    if constexpr (kE4m3) {
+      product::multiply_e4m3<S>(
+          first, second, at, args.stages, scales_of(args.first_scales, args, at.tile.expert, at.first_row),
+          scales_of(args.second_scales, args, at.tile.expert, at.first_row + Op::kSecondRow), s_base, warp,
+          lane);
+    } else {
+      product::multiply_bf16<S>(first, second, at, args.stages, s_base, group, lane);
+    }
     const int row = at.first_row + 16 * warp;
     if constexpr (Op::kSecondRow == 0) {
       store_hidden<S>(first, second, args, at.tile, row, first_token, lane);
@@ -271,11 +203,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const int warp = __shfl_sync(~0U, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < S::kStages; ++i) {
-      barrier_init(s_base + S::kFull + 8 * i, 1);
-      barrier_init(s_base + S::kEmpty + 8 * i, S::kReaders);
-    }
-    fence_barrier_init();
+    product::init_ring<S>(s_base);
     prefetch_map(&maps.first);
     prefetch_map(&maps.second);
     prefetch_map(&maps.tokens);
@@ -284,7 +212,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   if (!Op::kStartsEarly) wait_for_previous_grid();
   launch_next_grid();
   if (warp == S::kGroups * 4) {
-    if (lane == 0) run_loads<Op, S>(args, maps, s_base);
+    if (lane == 0)
+      product::run_loads<S, Op::kStartsEarly>(Stages<Op, S>(args), maps, Op::kSecondRow, args.weights_policy,
+                                              s_base);
     __syncwarp();
   } else {
     if (Op::kStartsEarly) wait_for_previous_grid();

@@ -1,0 +1,225 @@
+// The stages of a product: how they are loaded, and how they are multiplied. What runs through them is the kernel's own
+// (`At`): the experts' goes from item to item and never drains, a projection's has one item.
+//
+//     loading thread    weights, tokens -> stage                                                  full[stage]
+//     warpgroups        4 steps of K = 16, 8 for e4m3, for each of two weight tiles, sums in registers    empty[stage]
+//
+// At: slot and phase of the ring, stage (128 bytes of a weight's row) of the item, tile, first_row; more(), next().
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device/layout.cuh"
+#include "cuda/device/ptx.cuh"
+#include "cuda/device/wgmma.cuh"
+#include "cuda/product/config.h"
+
+namespace snapmla::cuda_ops::product {
+
+struct ProductMaps {
+  CUtensorMap first;  ///< weights [matrices, rows, K], boxes of 64 rows
+  CUtensorMap second;
+  CUtensorMap tokens;  ///< [1, tokens, K], boxes of kBoxRows
+};
+
+/// Makes the ring's barriers; __syncthreads() must follow.
+template <class S>
+__device__ __forceinline__ void init_ring(std::uint32_t s_base) {
+  for (int i = 0; i < S::kStages; ++i) {
+    barrier_init(s_base + S::kFull + 8 * i, 1);
+    barrier_init(s_base + S::kEmpty + 8 * i, S::kReaders);
+  }
+  fence_barrier_init();
+}
+
+// --- Loading ---
+
+/// The rows of two weight tiles, `second_row` rows apart.
+template <class S, class At>
+__device__ __forceinline__ void load_weights(const At& at, const ProductMaps& maps, int second_row,
+                                             CachePolicy policy, std::uint32_t s_base) {
+  const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
+  const std::uint32_t full = s_base + S::kFull + 8 * at.slot;
+  const int column = at.stage * S::Weights::kDims;
+  arrive_expect(full, 2 * kWeightTileBytes + S::kPanels * S::boxes(at.tile.count) * S::kBoxBytes);
+  copy_tile(s_stage + S::kFirstWeights, &maps.first, column, at.first_row, at.tile.expert, full, policy);
+  copy_tile(s_stage + S::kSecondWeights, &maps.second, column, at.first_row + second_row, at.tile.expert,
+            full, policy);
+}
+
+template <class S, class At>
+__device__ __forceinline__ void load_tokens(const At& at, const ProductMaps& maps, std::uint32_t s_base) {
+  const std::uint32_t s_tokens = s_base + at.slot * S::kStageBytes + S::kTokenRows;
+  const std::uint32_t full = s_base + S::kFull + 8 * at.slot;
+  const int boxes = S::boxes(at.tile.count);
+#pragma unroll
+  for (int panel = 0; panel < S::kPanels; ++panel) {
+    for (int i = 0; i < boxes; ++i)
+      copy_tile(s_tokens + panel * S::kPanelBytes + i * S::kBoxBytes, &maps.tokens,
+                at.stage * S::Weights::kDims + panel * kPanelDims, at.tile.first + i * S::kBoxRows, 0, full);
+  }
+}
+
+/// All stages, one after the other. With kWeightsEarly the weights of as many as the ring holds are asked for before the grid
+/// ahead has ended; only the tokens wait for it.
+template <class S, bool kWeightsEarly, class At>
+__device__ __forceinline__ void run_loads(At at, const ProductMaps& maps, int second_row, CachePolicy policy,
+                                          std::uint32_t s_base) {
+  if constexpr (kWeightsEarly) {
+    At tokens = at;
+    int early = 0;
+    for (; early < S::kStages && at.more(); ++early, at.next())
+      load_weights<S>(at, maps, second_row, policy, s_base);
+    wait_for_previous_grid();
+    for (; early > 0; --early, tokens.next()) load_tokens<S>(tokens, maps, s_base);
+  }
+  for (; at.more(); at.next()) {
+    wait(s_base + S::kEmpty + 8 * at.slot, at.phase ^ 1);
+    load_weights<S>(at, maps, second_row, policy, s_base);
+    load_tokens<S>(at, maps, s_base);
+  }
+}
+
+// --- Multiplying ---
+
+/// The warp has read a stage: tells the loading thread, which may refill it.
+template <class S>
+__device__ __forceinline__ void release(std::uint32_t s_base, std::uint32_t slot, int lane) {
+  arrive_warp(s_base + S::kEmpty + 8 * slot, lane);
+}
+
+/// Tokens of a stage's panel, as B.
+template <class S>
+__device__ __forceinline__ Descriptor panel_tokens(std::uint32_t s_stage, int panel, int group) {
+  return k_major(s_stage + S::kTokenRows + panel * S::kPanelBytes + group * S::kGroupTokens * kRowBytes, 1024,
+                 Swizzle::k128B);
+}
+
+/// The sums of one item for the tokens of warpgroup `group`, from `at` up to stage `end`; moves `at` to the last of these.
+template <class S, class At>
+__device__ __forceinline__ void multiply_bf16(float (&first)[S::kGroupTokens / 2],
+                                              float (&second)[S::kGroupTokens / 2], At& at, int end,
+                                              std::uint32_t s_base, int group, int lane) {
+  std::uint32_t before = at.slot;  // slot of the stage before
+  bool any = false;
+#pragma unroll 1
+  for (;;) {
+    const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
+    const Descriptor weights = k_major(s_stage, 1024, Swizzle::k128B);
+    const Descriptor tokens = panel_tokens<S>(s_stage, 0, group);
+    wait(s_base + S::kFull + 8 * at.slot, at.phase);
+    mma_fence();
+#pragma unroll
+    for (int k = 0; k < kStepsAPanel; ++k) {
+      const Descriptor step = tokens.advance(k * kStepBytes);
+      mma_bf16(first, weights.advance(S::kFirstWeights + k * kStepBytes), step, true);
+      mma_bf16(second, weights.advance(S::kSecondWeights + k * kStepBytes), step, true);
+    }
+    mma_commit();
+    mma_wait<1>();
+    if (any) release<S>(s_base, before, lane);
+    any = true;
+    before = at.slot;
+    if (at.stage + 1 == end) break;
+    at.next();
+  }
+  mma_wait<0>();
+  pin(first);
+  pin(second);
+  release<S>(s_base, before, lane);
+}
+
+/// bf16(e4m3 * scale) of the four codes of a word, in their order: two words of two. `factor` is scale * 2^120: as the upper
+/// bits of an fp32 a code is its value * 2^-120, subnormal codes included, so the product is the exact one rounded to
+/// fp32.
+__device__ __forceinline__ uint2 widen_codes(std::uint32_t codes, float factor) {
+  float x[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    constexpr std::uint32_t kSignAndCode = 0x87F00000;
+    const int shifted = static_cast<int>(codes << (24 - 8 * i)) >> 4;  // the sign is kept on top
+    x[i] = __uint_as_float(static_cast<std::uint32_t>(shifted) & kSignAndCode) * factor;
+  }
+  return make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+}
+
+/// The fragments of a panel of one weight tile, four steps: rows g and g + 8 of the warp's 16.
+__device__ __forceinline__ void widen_tile(std::uint32_t (&a)[kStepsAPanel][4], std::uint32_t s_tile,
+                                           int panel, float factor, int warp, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const auto row = static_cast<std::uint32_t>(16 * warp + 8 * half + lane / 4);
+    const int4 codes = load_shared<int4>(
+        s_tile + tile_offset_128b(row, static_cast<std::uint32_t>(codes_of_lane(lane % 4, panel))));
+    const int words[kStepsAPanel] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+    for (int k = 0; k < kStepsAPanel; ++k) {
+      const uint2 wide = widen_codes(static_cast<std::uint32_t>(words[k]), factor);
+      a[k][half] = wide.x;
+      a[k][2 + half] = wide.y;
+    }
+  }
+}
+
+/// The products of a panel: four steps for each of two weight tiles.
+template <class S>
+__device__ __forceinline__ void multiply_panel(float (&first)[S::kGroupTokens / 2],
+                                               float (&second)[S::kGroupTokens / 2],
+                                               const std::uint32_t (&a)[2][kStepsAPanel][4],
+                                               Descriptor tokens) {
+  mma_fence();
+#pragma unroll
+  for (int k = 0; k < kStepsAPanel; ++k) {
+    const Descriptor step = tokens.advance(k * kStepBytes);
+    mma_bf16(first, a[0][k], step, true);
+    mma_bf16(second, a[1][k], step, true);
+  }
+  mma_commit();
+}
+
+/// As multiply_bf16 with e4m3 weights: the fragments of a panel are made while the products of the panel before run.
+/// `first_scale`, `second_scale`: those of the two tiles' rows, one a stage.
+template <class S, class At>
+__device__ __forceinline__ void multiply_e4m3(float (&first)[S::kGroupTokens / 2],
+                                              float (&second)[S::kGroupTokens / 2], At& at, int end,
+                                              const float* first_scale, const float* second_scale,
+                                              std::uint32_t s_base, int warp, int lane) {
+  constexpr float kCodeFactor = 0x1p120F;
+  std::uint32_t even[2][kStepsAPanel][4];  // fragments of panel 0, both tiles
+  std::uint32_t odd[2][kStepsAPanel][4];   // of panel 1
+  float factor[2];
+  const auto wait_for_stage = [&] {
+    factor[0] = __ldg(first_scale + at.stage) * kCodeFactor;
+    factor[1] = __ldg(second_scale + at.stage) * kCodeFactor;
+    wait(s_base + S::kFull + 8 * at.slot, at.phase);
+  };
+  const auto widen_panel = [&](std::uint32_t(&a)[2][kStepsAPanel][4], int panel) {
+    const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
+    widen_tile(a[0], s_stage + S::kFirstWeights, panel, factor[0], warp, lane);
+    widen_tile(a[1], s_stage + S::kSecondWeights, panel, factor[1], warp, lane);
+  };
+  wait_for_stage();
+  widen_panel(even, 0);
+#pragma unroll 1
+  for (;;) {
+    const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
+    const std::uint32_t slot = at.slot;
+    const bool last = at.stage + 1 == end;
+    multiply_panel<S>(first, second, even, panel_tokens<S>(s_stage, 0, 0));
+    widen_panel(odd, 1);
+    mma_wait<0>();
+    multiply_panel<S>(first, second, odd, panel_tokens<S>(s_stage, 1, 0));
+    if (!last) {
+      at.next();
+      wait_for_stage();
+      widen_panel(even, 0);
+    }
+    mma_wait<0>();
+    release<S>(s_base, slot, lane);
+    if (last) break;
+  }
+  pin(first);
+  pin(second);
+}
+
+}  // namespace snapmla::cuda_ops::product
