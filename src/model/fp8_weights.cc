@@ -167,6 +167,34 @@ void check_fp8(const Checkpoint& checkpoint, const std::string& weight,
   }
 }
 
+std::optional<std::vector<float>> kept_scales(const PlainOps& ops, const Checkpoint& checkpoint,
+                                              const std::string& weight, const Fp8Blocks& blocks, int parts) {
+  constexpr std::int64_t kOutsTogether = 8;  // products take outputs in such groups
+  const TensorInfo& info = checkpoint.info(weight);
+  if (info.dtype != DType::kE4M3 || blocks.rows != kWeightBlock || blocks.columns != kWeightBlock) return {};
+  const std::int64_t rows = info.shape[info.shape.size() - 2];
+  const std::int64_t in = info.shape.back();
+  const std::int64_t out = rows / parts;
+  const bool blocks_end_with_parts = parts == 1 || rows % (parts * kWeightBlock) == 0;
+  if (in % kWeightBlock != 0 || out % kOutsTogether != 0 || !blocks_end_with_parts) return {};
+  if (!ops.prefers_e4m3(out, in)) return {};
+  std::vector<float> scales = read_scales(checkpoint, find_scales(checkpoint, weight));
+  const bool small = std::all_of(scales.begin(), scales.end(),
+                                 [](float scale) { return std::abs(scale) < kMaxWeightScale; });
+  if (!small) return {};
+  return scales;
+}
+
+void refuse_nan(const Checkpoint& checkpoint, const std::string& weight, std::span<const std::byte> codes) {
+  constexpr std::byte kMagnitude{0x7f};
+  bool found = false;
+  for (const std::byte code : codes) found |= (code & kMagnitude) == kMagnitude;  // no branch: vector code
+  if (found) {
+    fail(ErrorCode::kCorruptFile, "weights", checkpoint.dir(), ": tensor \"", weight,
+         "\" must be of numbers; got a NaN (e4m3 0x7f or 0xff)");
+  }
+}
+
 Fp8Decoder::Fp8Decoder(const Checkpoint& checkpoint, const std::string& weight, const Fp8Blocks& blocks)
     : blocks_(blocks), scales_(read_scales(checkpoint, find_scales(checkpoint, weight))) {
   const std::vector<std::int64_t>& shape = checkpoint.info(weight).shape;

@@ -3,16 +3,19 @@
 //     w[i, j] = e4m3[i, j] * scale[i / block_rows, j / block_columns]
 //
 // The scales of x.weight are x.weight_scale_inv, x.weight_scale or x.qscale_weight, F32, BF16, F16, or exponents
-// alone (UE8M0: F8_E8M0, or U8). Weights become BF16 when they are loaded: the ops know one type of weight, and the
-// product is rounded once, not at all where the scale is a power of two.
+// alone (UE8M0: F8_E8M0, or U8). A weight stays as it is where the backend's products are faster so and its form is the
+// one they take (kept_scales); elsewhere it becomes BF16 when it is loaded. Both stand for the same numbers, those
+// products rounded to BF16 once, not at all where the scale is a power of two.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "core/plain_ops.h"
 #include "model/config.h"
 #include "model/json_fields.h"
 #include "model/safetensors.h"
@@ -29,6 +32,17 @@ std::string find_scales(const Checkpoint& checkpoint, const std::string& weight)
 /// Throws unless `weight` is e4m3 of `shape` and has scales of the shape that `blocks` asks for.
 void check_fp8(const Checkpoint& checkpoint, const std::string& weight,
                const std::vector<std::int64_t>& shape, const Fp8Blocks& blocks);
+
+/// The scales of a weight that stays e4m3, [(n,) rows, columns] in blocks; nothing where it must become BF16: where it is of
+/// another type, its blocks are not of kWeightBlock x kWeightBlock or do not fill its rows, a scale is too large for the products, or
+/// the ops do not prefer it. `parts`: a stack's matrices are as many weights, one below the other (gate and up).
+/// check_fp8 must hold for an e4m3 weight. Throws kCorruptFile for scales that are not finite.
+std::optional<std::vector<float>> kept_scales(const PlainOps& ops, const Checkpoint& checkpoint,
+                                              const std::string& weight, const Fp8Blocks& blocks,
+                                              int parts = 1);
+
+/// Throws kCorruptFile if a NaN is among the codes of `weight`.
+void refuse_nan(const Checkpoint& checkpoint, const std::string& weight, std::span<const std::byte> codes);
 
 /// What makes the rows of one FP8 weight BF16: its scales. check_fp8 must hold.
 class Fp8Decoder {

@@ -1,7 +1,7 @@
 #include "model/weights.h"
 
 #include <algorithm>
-#include <functional>
+#include <array>
 #include <map>
 #include <optional>
 #include <span>
@@ -11,8 +11,8 @@
 #include "core/bf16.h"
 #include "core/check.h"
 #include "model/fp8_weights.h"
-#include "model/read_ahead.h"
 #include "model/tensor_list.h"
+#include "model/tensor_reader.h"
 
 namespace snapmla {
 namespace {
@@ -23,12 +23,15 @@ std::int64_t element_count(const std::vector<std::int64_t>& shape) {
   return count;
 }
 
-/// Finds tensors by name, with the shapes of list_tensors, makes room for them on the backend, and then reads them
-/// all in the order in which they lie in their files, ahead of what is converted and copied.
+/// Finds tensors by name, with the shapes of list_tensors, makes room for them on the backend, and then reads them all.
 class Loader {
  public:
   Loader(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config)
-      : backend_(backend), checkpoint_(checkpoint), names_(tensor_names(config.names)), fp8_(config.fp8) {
+      : backend_(backend),
+        checkpoint_(checkpoint),
+        names_(tensor_names(config.names)),
+        fp8_(config.fp8),
+        reader_(backend, checkpoint, config.fp8) {
     // Before the first read: a checkpoint of many gigabytes must not fail in its last tensor.
     const std::vector<TensorSpec> list = list_tensors(config);
     for (const TensorSpec& tensor : list) {
@@ -46,36 +49,42 @@ class Loader {
 
   ConstTensorView bf16(const std::string& name) {
     const std::vector<std::int64_t>& shape = shapes_.at(name);
-    return make_view(bf16_into(name, allocate(element_count(shape) * size_of(DType::kBF16))), DType::kBF16,
-                     shape);
+    auto* data = allocate<Bf16>(element_count(shape));
+    reader_.bf16_into(name, data);
+    return make_view(data, DType::kBF16, shape);
   }
 
   /// A norm's weight times `scale`, rounded to bf16 again.
   ConstTensorView norm(const std::string& prefix, double scale = 1) {
     const std::string name = prefix + ".weight";
     const std::vector<std::int64_t>& shape = shapes_.at(name);
-    void* data = allocate(element_count(shape) * size_of(DType::kBF16));
-    later(name, [this, name, data, scale](ReadAhead& ahead) {
-      std::vector<Bf16> values = take_whole(name, ahead);
+    auto* data = allocate<Bf16>(element_count(shape));
+    reader_.whole(name, [this, data, scale](std::vector<Bf16> values) {
       for (Bf16& value : values) value = to_bf16(to_float(value) * static_cast<float>(scale));
-      copy(data, std::span<const Bf16>(values));
+      reader_.copy(data, std::span<const Bf16>(values));
     });
     return make_view(data, DType::kBF16, shape);
   }
 
   ConstTensorView f32(const std::string& name) {
     const std::vector<std::int64_t>& shape = shapes_.at(name);
-    void* data = allocate(element_count(shape) * size_of(DType::kF32));
-    // So few and small that they need no reading ahead.
-    reads_.push_back({place_of(name), {}, [this, name, data, &shape](ReadAhead& /*ahead*/) {
-                        copy(data, std::span<const float>(checkpoint_.read_f32(name, shape)));
-                      }});
+    auto* data = allocate<float>(element_count(shape));
+    reader_.f32_into(name, shape, data);
     return make_view(data, DType::kF32, shape);
+  }
+
+  /// A weight of PlainOps::linear.
+  WeightView weight(const std::string& name) {
+    const std::optional<std::vector<float>> scales = kept_scales(ops_, checkpoint_, name, fp8_);
+    if (!scales) return bf16(name);
+    const std::vector<std::int64_t>& shape = shapes_.at(name);
+    const TensorView values = codes(name);
+    return {values, upload(*scales, {blocks_of(shape[0]), blocks_of(shape[1])})};
   }
 
   LinearWeight linear(const std::string& prefix) {
     LinearWeight linear;
-    linear.weight = bf16(prefix + ".weight");
+    linear.weight = weight(prefix + ".weight");
     if (has(prefix + ".bias")) linear.bias = bf16(prefix + ".bias");
     return linear;
   }
@@ -87,16 +96,48 @@ class Loader {
   }
 
   /// <prefix><expert>.<name>.weight of all experts, stacked [experts, out, in].
-  ConstTensorView experts(const std::string& prefix, const std::string& name, int count) {
-    const std::vector<std::int64_t>& shape = shapes_.at(prefix + "0." + name + ".weight");
-    const std::int64_t expert_bytes = element_count(shape) * size_of(DType::kBF16);
-    auto* stack = static_cast<std::byte*>(allocate(count * expert_bytes));
-    for (int expert = 0; expert < count; ++expert) {
-      std::string tensor = prefix;
-      tensor.append(std::to_string(expert)).append(".").append(name).append(".weight");
-      bf16_into(tensor, stack + expert * expert_bytes);
+  void experts(const std::string& prefix, int count, MoeWeights& moe) {
+    const std::array names = {names_.gate, names_.up, names_.down};
+    const std::array<WeightView*, 3> weights = {&moe.gate, &moe.up, &moe.down};
+    std::array<std::optional<std::vector<float>>, 3> scales;
+    for (std::size_t i = 0; i < names.size(); ++i) scales[i] = scales_of_experts(prefix, names[i], count);
+    const bool keep = scales[0] && scales[1] && scales[2];  // experts() takes three of one kind
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      const std::vector<std::int64_t>& shape = shapes_.at(expert_name(prefix, 0, names[i]));
+      *weights[i] = keep ? e4m3_stack(prefix, names[i], {count, shape[0], shape[1]}, *scales[i])
+                         : bf16_stack(prefix, names[i], {count, shape[0], shape[1]});
     }
-    return {stack, DType::kBF16, {count, shape[0], shape[1]}};
+  }
+
+  /// gate and up in one tensor [experts, 2 inter, hidden], down in another.
+  void stacked_experts(const std::string& prefix, MoeWeights& moe) {
+    const std::string gate_up = prefix + names_.stacked_gate_up;
+    const std::string down = prefix + names_.stacked_down;
+    const std::optional<std::vector<float>> scales = kept_scales(ops_, checkpoint_, gate_up, fp8_, 2);
+    const std::optional<std::vector<float>> down_scales = kept_scales(ops_, checkpoint_, down, fp8_);
+    if (!scales || !down_scales) {
+      const ConstTensorView both = bf16(gate_up);
+      moe.gate = half_of(both, 0);
+      moe.up = half_of(both, 1);
+      moe.down = bf16(down);
+      return;
+    }
+    const TensorView both = codes(gate_up);
+    const std::int64_t experts = both.dim(0);
+    const std::array<std::int64_t, 2> blocks = {both.dim(1) / 2 / kWeightBlock, both.dim(2) / kWeightBlock};
+    const auto half_scales = [&](std::int64_t which) {
+      std::vector<float> half;
+      const std::int64_t count = blocks[0] * blocks[1];
+      for (std::int64_t expert = 0; expert < experts; ++expert) {
+        const auto begin = scales->begin() + (2 * expert + which) * count;
+        half.insert(half.end(), begin, begin + count);
+      }
+      return upload(half, {experts, blocks[0], blocks[1]});
+    };
+    moe.gate = {half_of(both, 0), half_scales(0)};
+    moe.up = {half_of(both, 1), half_scales(1)};
+    const TensorView values = codes(down);
+    moe.down = {values, upload(*down_scales, {experts, blocks_of(values.dim(1)), blocks_of(values.dim(2))})};
   }
 
   /// kv_b_proj [heads * (nope + v), 512], per head nope rows of W_UK and then v rows of W_UV, into the two.
@@ -104,14 +145,13 @@ class Loader {
     const auto nope = static_cast<std::size_t>(config.nope_dim) * kLatentDim;
     const auto v = static_cast<std::size_t>(config.v_dim) * kLatentDim;
     const auto heads = static_cast<std::size_t>(config.heads);
-    auto* w_uk = static_cast<Bf16*>(allocate(static_cast<std::int64_t>(heads * nope * sizeof(Bf16))));
-    auto* w_uv = static_cast<Bf16*>(allocate(static_cast<std::int64_t>(heads * v * sizeof(Bf16))));
-    later(name, [=, this](ReadAhead& ahead) {
-      const std::vector<Bf16> kv_b = take_whole(name, ahead);
+    auto* w_uk = allocate<Bf16>(static_cast<std::int64_t>(heads * nope));
+    auto* w_uv = allocate<Bf16>(static_cast<std::int64_t>(heads * v));
+    reader_.whole(name, [=, this](const std::vector<Bf16>& kv_b) {
       for (std::size_t head = 0; head < heads; ++head) {
         const auto both = std::span(kv_b).subspan(head * (nope + v), nope + v);
-        copy(w_uk + head * nope, both.first(nope));
-        copy(w_uv + head * v, both.last(v));
+        reader_.copy(w_uk + head * nope, both.first(nope));
+        reader_.copy(w_uv + head * v, both.last(v));
       }
     });
     attention.w_uk = {w_uk, DType::kBF16, {config.heads, config.nope_dim, kLatentDim}};
@@ -119,87 +159,81 @@ class Loader {
   }
 
   void read_all() {
-    std::sort(reads_.begin(), reads_.end(), [](const Read& a, const Read& b) { return a.place < b.place; });
-    std::vector<ReadAhead::Part> parts;
-    for (const Read& read : reads_) parts.insert(parts.end(), read.parts.begin(), read.parts.end());
-    ReadAhead ahead(std::move(parts));
-    for (const Read& read : reads_) read.run(ahead);
-    reads_.clear();
+    reader_.read_all();
+    for (const TensorView& weight : to_arrange_) ops_.arrange_weight(weight, Stream{});
+    to_arrange_.clear();
+    backend_.synchronize(Stream{});
   }
 
   [[nodiscard]] const TensorNames& names() const { return names_; }
   [[nodiscard]] ModelWeights& weights() { return weights_; }
 
  private:
-  using Place = std::pair<const SafetensorsFile*, std::int64_t>;
-  using TakeBf16 = std::function<void(std::int64_t first, std::span<const Bf16> elements)>;
-
-  struct Read {
-    Place place;
-    std::vector<ReadAhead::Part> parts;
-    std::function<void(ReadAhead&)> run;  ///< takes the parts
-  };
-
-  [[nodiscard]] Place place_of(const std::string& name) const {
-    return {&checkpoint_.file_of(name), checkpoint_.info(name).begin};
+  /// Room for a weight's e4m3 codes, which read_all() arranges when they are there.
+  TensorView allocate_codes(const std::vector<std::int64_t>& shape) {
+    auto* data = allocate<E4m3>(element_count(shape));
+    to_arrange_.push_back(shape.size() == 2 ? TensorView(data, DType::kE4M3, {shape[0], shape[1]})
+                                            : TensorView(data, DType::kE4M3, {shape[0], shape[1], shape[2]}));
+    return to_arrange_.back();
   }
 
-  void later(const std::string& name, std::function<void(ReadAhead&)> run) {
-    const TensorInfo& info = checkpoint_.info(name);
-    const std::int64_t most = part_bytes(info);
-    std::vector<ReadAhead::Part> parts;
-    for (std::int64_t begin = info.begin; begin < info.end; begin += most) {
-      parts.push_back({&checkpoint_.file_of(name).file(), begin, std::min(most, info.end - begin)});
-    }
-    reads_.push_back({place_of(name), std::move(parts), std::move(run)});
-  }
-
-  /// About a megabyte, which stays in the processor's caches until it has been copied; whole rows where each has its
-  /// scales.
-  static std::int64_t part_bytes(const TensorInfo& info) {
-    constexpr std::int64_t kBytes = 1 << 20;
-    if (info.dtype != DType::kE4M3) return kBytes;
-    const std::int64_t columns = info.shape.back();
-    return std::max<std::int64_t>(1, kBytes / 2 / columns) * columns;
-  }
-
-  /// Takes a tensor's parts and hands them on as bf16; `first` is the index of the first element.
-  void take_parts(const std::string& name, ReadAhead& ahead, const TakeBf16& take) const {
-    const TensorInfo& info = checkpoint_.info(name);
-    const std::int64_t count = element_count(info.shape);
-    std::optional<Fp8Decoder> fp8;
-    if (info.dtype == DType::kE4M3) fp8.emplace(checkpoint_, name, fp8_);
-    std::vector<Bf16> converted;
-    for (std::int64_t first = 0; first < count;) {
-      const std::span<const std::byte> stored = ahead.next();
-      std::span<const Bf16> elements;
-      if (fp8) {
-        fp8->decode(first / info.shape.back(), stored, converted);
-        elements = converted;
-      } else {
-        elements = as_bf16(info.dtype, stored, converted);
-      }
-      take(first, elements);
-      first += std::ssize(elements);
-    }
-  }
-
-  [[nodiscard]] std::vector<Bf16> take_whole(const std::string& name, ReadAhead& ahead) const {
-    std::vector<Bf16> values;
-    take_parts(name, ahead, [&](std::int64_t /*first*/, std::span<const Bf16> elements) {
-      values.insert(values.end(), elements.begin(), elements.end());
-    });
+  TensorView codes(const std::string& name) {
+    const TensorView values = allocate_codes(shapes_.at(name));
+    reader_.codes_into(name, values.as<E4m3>());
     return values;
   }
 
-  /// The tensor as bf16 into memory of the backend, which is returned.
-  void* bf16_into(const std::string& name, void* dst) {
-    later(name, [this, name, dst](ReadAhead& ahead) {
-      take_parts(name, ahead, [&](std::int64_t first, std::span<const Bf16> elements) {
-        copy(static_cast<Bf16*>(dst) + first, elements);
-      });
-    });
-    return dst;
+  static std::int64_t blocks_of(std::int64_t extent) { return (extent + kWeightBlock - 1) / kWeightBlock; }
+
+  ConstTensorView upload(const std::vector<float>& scales, const std::vector<std::int64_t>& shape) {
+    auto* data = allocate<float>(std::ssize(scales));
+    reader_.copy(data, std::span<const float>(scales));
+    return make_view(data, DType::kF32, shape);
+  }
+
+  static std::string expert_name(const std::string& prefix, int expert, const std::string& name) {
+    return prefix + std::to_string(expert) + '.' + name + ".weight";
+  }
+
+  /// The scales of all experts one after the other, or nothing where any of them must become bf16.
+  [[nodiscard]] std::optional<std::vector<float>> scales_of_experts(const std::string& prefix,
+                                                                    const std::string& name,
+                                                                    int count) const {
+    std::vector<float> all;
+    for (int expert = 0; expert < count; ++expert) {
+      const auto scales = kept_scales(ops_, checkpoint_, expert_name(prefix, expert, name), fp8_);
+      if (!scales) return {};
+      all.insert(all.end(), scales->begin(), scales->end());
+    }
+    return all;
+  }
+
+  WeightView e4m3_stack(const std::string& prefix, const std::string& name,
+                        const std::vector<std::int64_t>& shape, const std::vector<float>& scales) {
+    const TensorView stack = allocate_codes(shape);
+    for (int expert = 0; expert < shape[0]; ++expert) {
+      reader_.codes_into(expert_name(prefix, expert, name), stack.as<E4m3>() + expert * stack.stride(0));
+    }
+    return {stack, upload(scales, {shape[0], blocks_of(shape[1]), blocks_of(shape[2])})};
+  }
+
+  ConstTensorView bf16_stack(const std::string& prefix, const std::string& name,
+                             const std::vector<std::int64_t>& shape) {
+    auto* stack = allocate<Bf16>(element_count(shape));
+    for (int expert = 0; expert < shape[0]; ++expert) {
+      reader_.bf16_into(expert_name(prefix, expert, name), stack + expert * shape[1] * shape[2]);
+    }
+    return make_view(stack, DType::kBF16, shape);
+  }
+
+  /// The upper (0) or lower (1) halves of a stack's matrices.
+  static ConstTensorView half_of(const ConstTensorView& stack, std::int64_t which) {
+    const std::int64_t rows = stack.dim(1) / 2;
+    const auto* begin = static_cast<const std::byte*>(stack.data());
+    return {begin + which * rows * stack.stride(1) * size_of(stack.dtype()),
+            stack.dtype(),
+            {stack.dim(0), rows, stack.dim(2)},
+            {stack.stride(0), stack.stride(1), 1}};
   }
 
   void check(const TensorSpec& tensor) const {
@@ -208,16 +242,11 @@ class Loader {
     checkpoint_.require_floats(tensor.name, tensor.shape);
   }
 
-  void* allocate(std::int64_t bytes) {
-    weights_.bytes += bytes;
-    return weights_.buffers.emplace_back(backend_, bytes).data();
-  }
-
   template <class T>
-  void copy(void* dst, std::span<const T> src) {
-    backend_.copy(dst, src.data(), static_cast<std::int64_t>(src.size_bytes()), CopyKind::kHostToDevice,
-                  Stream{});
-    backend_.synchronize(Stream{});
+  T* allocate(std::int64_t count) {
+    const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(T));
+    weights_.bytes += bytes;
+    return static_cast<T*>(weights_.buffers.emplace_back(backend_, bytes).data());
   }
 
   static ConstTensorView make_view(const void* data, DType dtype, const std::vector<std::int64_t>& shape) {
@@ -233,11 +262,13 @@ class Loader {
   }
 
   Backend& backend_;
+  const PlainOps& ops_ = backend_.plain_ops();
   const Checkpoint& checkpoint_;
   const TensorNames& names_;
   Fp8Blocks fp8_;
   std::map<std::string, std::vector<std::int64_t>> shapes_;
-  std::vector<Read> reads_;
+  TensorReader reader_;
+  std::vector<TensorView> to_arrange_;  ///< e4m3 weights, once they are read
   ModelWeights weights_;
 };
 
@@ -265,20 +296,10 @@ MoeWeights load_moe(Loader& loader, const std::string& prefix, const ModelConfig
   const std::string bias = prefix + names.router_bias;
   if (loader.has(bias)) moe.router_bias = loader.f32(bias);
   if (names.stacked_down != nullptr) {
-    const ConstTensorView both = loader.bf16(prefix + names.stacked_gate_up);
-    const std::int64_t inter = config.moe_intermediate;
-    const auto half = [&](std::int64_t first) {
-      return ConstTensorView(both.as<Bf16>() + first * both.stride(1), DType::kBF16,
-                             {both.dim(0), inter, both.dim(2)}, {both.stride(0), both.stride(1), 1});
-    };
-    moe.gate = half(0);
-    moe.up = half(inter);
-    moe.down = loader.bf16(prefix + names.stacked_down);
-    return moe;
+    loader.stacked_experts(prefix, moe);
+  } else {
+    loader.experts(prefix + "experts.", config.num_experts, moe);
   }
-  moe.gate = loader.experts(prefix + "experts.", names.gate, config.num_experts);
-  moe.up = loader.experts(prefix + "experts.", names.up, config.num_experts);
-  moe.down = loader.experts(prefix + "experts.", names.down, config.num_experts);
   return moe;
 }
 

@@ -2,8 +2,8 @@
 //
 // kv_b_proj is split once into W_UK [heads, nope, 512] and W_UV [heads, v, 512], row blocks of each head, and
 // never multiplied into another projection. The experts of a layer are stacked. Factors that a family puts on
-// its normed query and latent (LongCat-Flash) are multiplied into the weights of these norms. FP8 weights become BF16
-// (fp8_weights.h).
+// its normed query and latent (LongCat-Flash) are multiplied into the weights of these norms. FP8 weights of
+// products stay FP8 on a backend that prefers them, and become BF16 elsewhere (fp8_weights.h).
 #pragma once
 
 #include <cstdint>
