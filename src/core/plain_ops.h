@@ -99,7 +99,7 @@ class PlainOps {
   virtual ~PlainOps() = default;
 
   /// out[i] = number fill.first + i of the stream fill.seed (core/random_fill.h), rounded to out's type.   out
-  /// bf16 or f32, dense, i counting its elements in row-major order. The same bits on every backend.
+  /// bf16, f32 or e4m3, dense, i counting its elements in row-major order. The same bits on every backend.
   virtual void fill_random(const TensorView& out, const RandomFill& fill, Stream) const = 0;
 
   /// The same ops without the exception below: a row of a result depends on that row of the input alone, bit for bit. On a backend

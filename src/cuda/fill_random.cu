@@ -4,6 +4,7 @@
 
 #include "core/bf16.h"
 #include "core/check.h"
+#include "core/e4m3.h"
 #include "cuda/device/launch.h"
 #include "cuda/device/ptx.cuh"
 #include "cuda/plain_ops.h"
@@ -29,6 +30,9 @@ __device__ void store(float* out, float x) {
 __device__ void store(Bf16* out, float x) {
   *out = to_bf16(x);
 }
+__device__ void store(E4m3* out, float x) {
+  *out = to_e4m3(x);
+}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) fill_kernel(const FillArgs args) {
@@ -53,10 +57,18 @@ __global__ void __launch_bounds__(kThreads) fill_kernel(const FillArgs args) {
   }
 }
 
+using FillKernel = void (*)(FillArgs);
+
+FillKernel kernel_for(DType dtype) {
+  if (dtype == DType::kF32) return fill_kernel<float>;
+  return dtype == DType::kE4M3 ? fill_kernel<E4m3> : fill_kernel<Bf16>;
+}
+
 }  // namespace
 
 void fill_random(const TensorView& out, const RandomFill& fill, cudaStream_t stream) {
-  SNAPMLA_ASSERT(out.is_contiguous() && (out.dtype() == DType::kBF16 || out.dtype() == DType::kF32));
+  SNAPMLA_ASSERT(out.is_contiguous() &&
+                 (out.dtype() == DType::kBF16 || out.dtype() == DType::kF32 || out.dtype() == DType::kE4M3));
   SNAPMLA_ASSERT(reinterpret_cast<std::uintptr_t>(out.data()) % kStoreBytes == 0);
   const std::int64_t count = out.num_elements();
   if (count == 0) return;
@@ -67,8 +79,7 @@ void fill_random(const TensorView& out, const RandomFill& fill, cudaStream_t str
                       .factor = random_factor(fill.deviation)};
   const std::int64_t block_numbers = std::int64_t{kThreads} * kStoreBytes / size_of(out.dtype());
   const std::int64_t blocks = std::min((count + block_numbers - 1) / block_numbers, kMostBlocks);
-  launch_overlapped(out.dtype() == DType::kF32 ? fill_kernel<float> : fill_kernel<Bf16>,
-                    dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, args);
+  launch_overlapped(kernel_for(out.dtype()), dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, args);
 }
 
 }  // namespace snapmla::cuda_ops

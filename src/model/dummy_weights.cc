@@ -8,6 +8,7 @@
 #include "core/bf16.h"
 #include "core/mix_bits.h"
 #include "core/plain_ops.h"
+#include "model/fp8_weights.h"
 
 namespace snapmla {
 namespace {
@@ -43,7 +44,9 @@ class Maker {
     weights_.norm = norm(config_.hidden);
     weights_.lm_head = config_.tied_embeddings
                            ? LinearWeight{.weight = weights_.embedding, .bias = {}}
-                           : matrix({Part::kLmHead, kOutside}, config_.vocab, config_.hidden);
+                           : LinearWeight{.weight = random({Part::kLmHead, kOutside}, config_.hidden,
+                                                           {config_.vocab, config_.hidden}),
+                                          .bias = {}};
     backend_.synchronize(Stream{});
     return std::move(weights_);
   }
@@ -107,12 +110,17 @@ class Maker {
     if (config_.router_bias == Presence::kAlways) moe.router_bias = zeros(routed, DType::kF32);
     const std::int64_t inter = config_.moe_intermediate;
     const std::uint64_t first = first_of(inter * config_.hidden);
-    moe.gate = random({Part::kExpertGate, layer, first}, config_.hidden,
-                      {config_.num_experts, inter, config_.hidden});
-    moe.up =
-        random({Part::kExpertUp, layer, first}, config_.hidden, {config_.num_experts, inter, config_.hidden});
-    moe.down = random({Part::kExpertDown, layer, first}, static_cast<double>(inter) * branches(),
-                      {config_.num_experts, config_.hidden, inter});
+    const std::int64_t hidden = config_.hidden;
+    const bool fp8 =
+        stays_e4m3(ops_, config_.fp8, inter, hidden) && stays_e4m3(ops_, config_.fp8, hidden, inter);
+    const auto stack = [&](Part part, double inputs, std::int64_t out, std::int64_t in) {
+      const Place place{part, layer, first};
+      return fp8 ? random_e4m3(place, inputs, {config_.num_experts, out, in})
+                 : WeightView(random(place, inputs, {config_.num_experts, out, in}));
+    };
+    moe.gate = stack(Part::kExpertGate, config_.hidden, inter, hidden);
+    moe.up = stack(Part::kExpertUp, config_.hidden, inter, hidden);
+    moe.down = stack(Part::kExpertDown, static_cast<double>(inter) * branches(), hidden, inter);
     return moe;
   }
 
@@ -125,22 +133,49 @@ class Maker {
   }
 
   LinearWeight matrix(const Place& place, std::int64_t out, std::int64_t in, double damping = 1) {
-    return {.weight = random(place, static_cast<double>(in) * damping, {out, in}), .bias = {}};
+    const double inputs = static_cast<double>(in) * damping;
+    return {.weight = stays_e4m3(ops_, config_.fp8, out, in) ? random_e4m3(place, inputs, {out, in})
+                                                             : WeightView(random(place, inputs, {out, in})),
+            .bias = {}};
   }
 
   /// Numbers of deviation 1 / sqrt(inputs).
   ConstTensorView random(const Place& place, double inputs, std::initializer_list<std::int64_t> shape,
                          DType dtype = DType::kBF16) {
     const TensorView view = allocate(dtype, shape);
+    fill(place, view, 1 / std::sqrt(inputs));
+    return view;
+  }
+
+  /// The same as e4m3 codes of deviation 64, whose largest are half of what e4m3 holds, and one scale for all blocks.
+  WeightView random_e4m3(const Place& place, double inputs, std::initializer_list<std::int64_t> shape) {
+    constexpr double kCodeDeviation = 64;
+    const TensorView codes = allocate(DType::kE4M3, shape);
+    weights_.num_e4m3 += codes.num_elements();
+    fill(place, codes, kCodeDeviation);
+    ops_.arrange_weight(codes, Stream{});
+    const int row_dim = codes.rank() - 2;
+    const std::int64_t rows = num_weight_blocks(codes.dim(row_dim));
+    const std::int64_t columns = num_weight_blocks(codes.dim(row_dim + 1));
+    const std::int64_t matrices = row_dim == 0 ? 1 : codes.dim(0);
+    const std::vector<float> same(static_cast<std::size_t>(matrices * rows * columns),
+                                  static_cast<float>(1 / (std::sqrt(inputs) * kCodeDeviation)));
+    void* scales = make_room(std::ssize(same) * size_of(DType::kF32));
+    const TensorView view = row_dim == 0 ? TensorView(scales, DType::kF32, {rows, columns})
+                                         : TensorView(scales, DType::kF32, {matrices, rows, columns});
+    copy(view, same.data());
+    return {codes, view};
+  }
+
+  void fill(const Place& place, const TensorView& view, double deviation) {
     constexpr unsigned kPartBits = 8;
     const auto layer = static_cast<std::uint64_t>(std::int64_t{place.layer} + 1);
     const std::uint64_t which = (layer << kPartBits) | static_cast<std::uint64_t>(place.part);
-    backend_.plain_ops().fill_random(view,
-                                     {.seed = mix_bits(mix_bits(seed_) + which),
-                                      .first = place.first,
-                                      .deviation = static_cast<float>(1 / std::sqrt(inputs))},
-                                     Stream{});
-    return view;
+    ops_.fill_random(view,
+                     {.seed = mix_bits(mix_bits(seed_) + which),
+                      .first = place.first,
+                      .deviation = static_cast<float>(deviation)},
+                     Stream{});
   }
 
   ConstTensorView norm(std::int64_t width, double value = 1) {
@@ -170,11 +205,16 @@ class Maker {
     std::int64_t count = 1;
     for (const std::int64_t extent : shape) count *= extent;
     weights_.num_parameters += count;
-    weights_.bytes += count * size_of(dtype);
-    return {weights_.buffers.emplace_back(backend_, count * size_of(dtype)).data(), dtype, shape};
+    return {make_room(count * size_of(dtype)), dtype, shape};
+  }
+
+  void* make_room(std::int64_t bytes) {
+    weights_.bytes += bytes;
+    return weights_.buffers.emplace_back(backend_, bytes).data();
   }
 
   Backend& backend_;
+  const PlainOps& ops_ = backend_.plain_ops();
   const ModelConfig& config_;
   std::uint64_t seed_;
   ModelWeights weights_;

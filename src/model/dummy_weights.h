@@ -6,6 +6,9 @@
 // stream (W_O, down projections) of 1 / sqrt(inputs * 2 layers), so that all branches together add about as much as
 // the embedding brought. Routers spread tokens evenly, as trained ones are balanced to; their biases are 0.
 //
+// Where the config says FP8 in blocks of 128 x 128, the matrices that such checkpoints have in FP8 are e4m3 where a
+// checkpoint's would stay so (fp8_weights.h), their scales all equal.
+//
 // A weight is a function of (seed, what it is, its layer, its place in the tensor of the whole model). So the experts
 // of an expert-parallel slice (model/slice.h) are those that the whole model has at their places.
 #pragma once

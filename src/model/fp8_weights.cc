@@ -167,17 +167,19 @@ void check_fp8(const Checkpoint& checkpoint, const std::string& weight,
   }
 }
 
+bool stays_e4m3(const PlainOps& ops, const Fp8Blocks& blocks, std::int64_t out, std::int64_t in) {
+  constexpr std::int64_t kOutsTogether = 8;  // products take outputs in such groups
+  return blocks.rows == kWeightBlock && blocks.columns == kWeightBlock && in % kWeightBlock == 0 &&
+         out % kOutsTogether == 0 && ops.prefers_e4m3(out, in);
+}
+
 std::optional<std::vector<float>> kept_scales(const PlainOps& ops, const Checkpoint& checkpoint,
                                               const std::string& weight, const Fp8Blocks& blocks, int parts) {
-  constexpr std::int64_t kOutsTogether = 8;  // products take outputs in such groups
   const TensorInfo& info = checkpoint.info(weight);
-  if (info.dtype != DType::kE4M3 || blocks.rows != kWeightBlock || blocks.columns != kWeightBlock) return {};
+  if (info.dtype != DType::kE4M3) return {};
   const std::int64_t rows = info.shape[info.shape.size() - 2];
-  const std::int64_t in = info.shape.back();
-  const std::int64_t out = rows / parts;
   const bool blocks_end_with_parts = parts == 1 || rows % (parts * kWeightBlock) == 0;
-  if (in % kWeightBlock != 0 || out % kOutsTogether != 0 || !blocks_end_with_parts) return {};
-  if (!ops.prefers_e4m3(out, in)) return {};
+  if (!blocks_end_with_parts || !stays_e4m3(ops, blocks, rows / parts, info.shape.back())) return {};
   std::vector<float> scales = read_scales(checkpoint, find_scales(checkpoint, weight));
   const bool small = std::all_of(scales.begin(), scales.end(),
                                  [](float scale) { return std::abs(scale) < kMaxWeightScale; });

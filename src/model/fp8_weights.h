@@ -33,9 +33,16 @@ std::string find_scales(const Checkpoint& checkpoint, const std::string& weight)
 void check_fp8(const Checkpoint& checkpoint, const std::string& weight,
                const std::vector<std::int64_t>& shape, const Fp8Blocks& blocks);
 
+/// Whether a weight [out, in] with such blocks stays e4m3 on a backend with these ops, as far as its shape says.
+bool stays_e4m3(const PlainOps& ops, const Fp8Blocks& blocks, std::int64_t out, std::int64_t in);
+
+/// Scales of so many rows or columns of weights.
+constexpr std::int64_t num_weight_blocks(std::int64_t extent) {
+  return (extent + kWeightBlock - 1) / kWeightBlock;
+}
+
 /// The scales of a weight that stays e4m3, [(n,) rows, columns] in blocks; nothing where it must become BF16: where it is of
-/// another type, its blocks are not of kWeightBlock x kWeightBlock or do not fill its rows, a scale is too large for the products, or
-/// the ops do not prefer it. `parts`: a stack's matrices are as many weights, one below the other (gate and up).
+/// another type, stays_e4m3 says no, or a scale is too large for the products. `parts`: a stack's matrices are as many weights, one below the other (gate and up).
 /// check_fp8 must hold for an e4m3 weight. Throws kCorruptFile for scales that are not finite.
 std::optional<std::vector<float>> kept_scales(const PlainOps& ops, const Checkpoint& checkpoint,
                                               const std::string& weight, const Fp8Blocks& blocks,

@@ -79,7 +79,7 @@ class Loader {
     if (!scales) return bf16(name);
     const std::vector<std::int64_t>& shape = shapes_.at(name);
     const TensorView values = codes(name);
-    return {values, upload(*scales, {blocks_of(shape[0]), blocks_of(shape[1])})};
+    return {values, upload(*scales, {num_weight_blocks(shape[0]), num_weight_blocks(shape[1])})};
   }
 
   LinearWeight linear(const std::string& prefix) {
@@ -137,7 +137,8 @@ class Loader {
     moe.gate = {half_of(both, 0), half_scales(0)};
     moe.up = {half_of(both, 1), half_scales(1)};
     const TensorView values = codes(down);
-    moe.down = {values, upload(*down_scales, {experts, blocks_of(values.dim(1)), blocks_of(values.dim(2))})};
+    moe.down = {values, upload(*down_scales, {experts, num_weight_blocks(values.dim(1)),
+                                              num_weight_blocks(values.dim(2))})};
   }
 
   /// kv_b_proj [heads * (nope + v), 512], per head nope rows of W_UK and then v rows of W_UV, into the two.
@@ -172,6 +173,7 @@ class Loader {
   /// Room for a weight's e4m3 codes, which read_all() arranges when they are there.
   TensorView allocate_codes(const std::vector<std::int64_t>& shape) {
     auto* data = allocate<E4m3>(element_count(shape));
+    weights_.num_e4m3 += element_count(shape);
     to_arrange_.push_back(shape.size() == 2 ? TensorView(data, DType::kE4M3, {shape[0], shape[1]})
                                             : TensorView(data, DType::kE4M3, {shape[0], shape[1], shape[2]}));
     return to_arrange_.back();
@@ -182,8 +184,6 @@ class Loader {
     reader_.codes_into(name, values.as<E4m3>());
     return values;
   }
-
-  static std::int64_t blocks_of(std::int64_t extent) { return (extent + kWeightBlock - 1) / kWeightBlock; }
 
   ConstTensorView upload(const std::vector<float>& scales, const std::vector<std::int64_t>& shape) {
     auto* data = allocate<float>(std::ssize(scales));
@@ -214,7 +214,7 @@ class Loader {
     for (int expert = 0; expert < shape[0]; ++expert) {
       reader_.codes_into(expert_name(prefix, expert, name), stack.as<E4m3>() + expert * stack.stride(0));
     }
-    return {stack, upload(scales, {shape[0], blocks_of(shape[1]), blocks_of(shape[2])})};
+    return {stack, upload(scales, {shape[0], num_weight_blocks(shape[1]), num_weight_blocks(shape[2])})};
   }
 
   ConstTensorView bf16_stack(const std::string& prefix, const std::string& name,

@@ -65,6 +65,7 @@ struct ModelWeights {
   LinearWeight lm_head{};  ///< [vocab, hidden]; the embedding itself if tied
   std::vector<DeviceBuffer> buffers;
   std::int64_t num_parameters = 0;  ///< elements of the tensors read
+  std::int64_t num_e4m3 = 0;        ///< of these, what stayed e4m3
   std::int64_t bytes = 0;           ///< on the device
 };
 

@@ -6,6 +6,7 @@
 
 #include "core/bf16.h"
 #include "core/check.h"
+#include "core/e4m3.h"
 #include "core/parallel.h"
 #include "reference/block_product.h"
 #include "reference/linear.h"
@@ -48,10 +49,13 @@ void fill_elements(std::int64_t count, const RandomFill& fill, const Store& stor
 }
 
 void fill_random_view(const TensorView& out, const RandomFill& fill) {
-  SNAPMLA_ASSERT(out.is_contiguous() && (out.dtype() == DType::kBF16 || out.dtype() == DType::kF32));
+  SNAPMLA_ASSERT(out.is_contiguous() &&
+                 (out.dtype() == DType::kBF16 || out.dtype() == DType::kF32 || out.dtype() == DType::kE4M3));
   const std::int64_t count = out.num_elements();
   if (out.dtype() == DType::kF32) {
     fill_elements(count, fill, [&](std::int64_t i, float x) { out.as<float>()[i] = x; });
+  } else if (out.dtype() == DType::kE4M3) {
+    fill_elements(count, fill, [&](std::int64_t i, float x) { out.as<E4m3>()[i] = to_e4m3(x); });
   } else {
     fill_elements(count, fill, [&](std::int64_t i, float x) { out.as<Bf16>()[i] = to_bf16(x); });
   }

@@ -25,6 +25,11 @@ TEST_P(FillRandom, GivesTheReferencesBits) {
       .seed = 0x123456789abcdefU, .first = (std::uint64_t{1} << 40) + 3, .deviation = 0.037F};
   expect_reference_bits<Bf16>(DType::kBF16, GetParam(), fill);
   expect_reference_bits<float>(DType::kF32, GetParam(), fill);
+  for (const float deviation :
+       {0.037F, 64.0F, 1000.0F}) {  // subnormal codes, those of dummy weights, saturated ones
+    const RandomFill codes{.seed = fill.seed, .first = fill.first, .deviation = deviation};
+    expect_reference_bits<E4m3>(DType::kE4M3, GetParam(), codes);
+  }
 }
 
 // The last is more than one turn of all blocks.

@@ -13,10 +13,12 @@
 
 #include "config_files.h"
 #include "core/bf16.h"
+#include "core/e4m3.h"
 #include "model/model.h"
 #include "model/slice.h"
 #include "model/tensor_list.h"
 #include "snapmla/backend.h"
+#include "support/e4m3_backend.h"
 
 namespace snapmla {
 namespace {
@@ -45,28 +47,32 @@ std::string shape(const ConstTensorView& view) {
   return to_string(view);
 }
 
+std::string shape(const WeightView& weight) {
+  return to_string(weight.values) + ", scales " + to_string(weight.scales);
+}
+
 void expect_same_shapes(const LayerWeights& dummy, const LayerWeights& read) {
   EXPECT_EQ(shape(dummy.attention_norm), shape(read.attention_norm));
-  EXPECT_EQ(shape(dummy.attention.q_a.weight.values), shape(read.attention.q_a.weight.values));
+  EXPECT_EQ(shape(dummy.attention.q_a.weight), shape(read.attention.q_a.weight));
   EXPECT_EQ(shape(dummy.attention.q_a.bias), shape(read.attention.q_a.bias));
   EXPECT_EQ(shape(dummy.attention.q_a_norm), shape(read.attention.q_a_norm));
-  EXPECT_EQ(shape(dummy.attention.q_b.weight.values), shape(read.attention.q_b.weight.values));
-  EXPECT_EQ(shape(dummy.attention.kv_a.weight.values), shape(read.attention.kv_a.weight.values));
+  EXPECT_EQ(shape(dummy.attention.q_b.weight), shape(read.attention.q_b.weight));
+  EXPECT_EQ(shape(dummy.attention.kv_a.weight), shape(read.attention.kv_a.weight));
   EXPECT_EQ(shape(dummy.attention.kv_a.bias), shape(read.attention.kv_a.bias));
   EXPECT_EQ(shape(dummy.attention.kv_a_norm), shape(read.attention.kv_a_norm));
   EXPECT_EQ(shape(dummy.attention.w_uk), shape(read.attention.w_uk));
   EXPECT_EQ(shape(dummy.attention.w_uv), shape(read.attention.w_uv));
-  EXPECT_EQ(shape(dummy.attention.o.weight.values), shape(read.attention.o.weight.values));
+  EXPECT_EQ(shape(dummy.attention.o.weight), shape(read.attention.o.weight));
   EXPECT_EQ(shape(dummy.attention.o.bias), shape(read.attention.o.bias));
   EXPECT_EQ(shape(dummy.ffn_norm), shape(read.ffn_norm));
-  EXPECT_EQ(shape(dummy.ffn.gate.weight.values), shape(read.ffn.gate.weight.values));
-  EXPECT_EQ(shape(dummy.ffn.up.weight.values), shape(read.ffn.up.weight.values));
-  EXPECT_EQ(shape(dummy.ffn.down.weight.values), shape(read.ffn.down.weight.values));
+  EXPECT_EQ(shape(dummy.ffn.gate.weight), shape(read.ffn.gate.weight));
+  EXPECT_EQ(shape(dummy.ffn.up.weight), shape(read.ffn.up.weight));
+  EXPECT_EQ(shape(dummy.ffn.down.weight), shape(read.ffn.down.weight));
   EXPECT_EQ(shape(dummy.moe.router), shape(read.moe.router));
   EXPECT_EQ(shape(dummy.moe.router_bias), shape(read.moe.router_bias));
-  EXPECT_EQ(shape(dummy.moe.gate.values), shape(read.moe.gate.values));
-  EXPECT_EQ(shape(dummy.moe.up.values), shape(read.moe.up.values));
-  EXPECT_EQ(shape(dummy.moe.down.values), shape(read.moe.down.values));
+  EXPECT_EQ(shape(dummy.moe.gate), shape(read.moe.gate));
+  EXPECT_EQ(shape(dummy.moe.up), shape(read.moe.up));
+  EXPECT_EQ(shape(dummy.moe.down), shape(read.moe.down));
   EXPECT_EQ(shape(dummy.post_ffn_norm), shape(read.post_ffn_norm));
 }
 
@@ -80,7 +86,7 @@ void expect_same_shapes(const nlohmann::json& config_json) {
   EXPECT_EQ(dummy.bytes, read.bytes);
   EXPECT_EQ(shape(dummy.embedding), shape(read.embedding));
   EXPECT_EQ(shape(dummy.norm), shape(read.norm));
-  EXPECT_EQ(shape(dummy.lm_head.weight.values), shape(read.lm_head.weight.values));
+  EXPECT_EQ(shape(dummy.lm_head.weight), shape(read.lm_head.weight));
   ASSERT_EQ(dummy.layers.size(), read.layers.size());
   for (std::size_t i = 0; i < read.layers.size(); ++i) expect_same_shapes(dummy.layers[i], read.layers[i]);
 }
@@ -130,6 +136,49 @@ TEST(DummyWeights, HaveTheDeviationsThatKeepActivationsTheirSize) {
   expect_deviation(layer.moe.down.values, 1 / std::sqrt(32 * 2 * layers), "down of experts");
   for (const Bf16 value : values(layer.attention_norm)) EXPECT_EQ(to_float(value), 1);
   for (int i = 0; i < config.num_experts; ++i) EXPECT_EQ(layer.moe.router_bias.as<float>()[i], 0);
+}
+
+// The matrices that a checkpoint of the config has in FP8, where a checkpoint's would stay so.
+TEST(DummyWeights, AreFp8WhereACheckpointsStaySo) {
+  nlohmann::json json = tiny_config();
+  json["hidden_size"] = 256;
+  json["intermediate_size"] = 192;  // down becomes bf16
+  json["moe_intermediate_size"] = 128;
+  json["v_head_dim"] = 64;
+  json["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}};
+  const testing::TempDir dir;
+  testing::write_checkpoint(dir.path(), json, testing::quantize_fp8(testing::make_tensors(json, 1), 128));
+  const ModelConfig config = load_config(dir.path());
+  testing::E4m3Backend backend;
+  const ModelWeights read = load_weights(backend, Checkpoint(dir.path()), config);
+  const ModelWeights dummy = make_dummy_weights(backend, config);
+  EXPECT_GT(dummy.num_e4m3, 0);
+  EXPECT_EQ(dummy.num_e4m3, read.num_e4m3);
+  EXPECT_EQ(dummy.num_parameters, read.num_parameters);
+  EXPECT_EQ(dummy.bytes, read.bytes);
+  for (std::size_t i = 0; i < read.layers.size(); ++i) expect_same_shapes(dummy.layers[i], read.layers[i]);
+  EXPECT_EQ(shape(dummy.lm_head.weight), shape(read.lm_head.weight));
+  EXPECT_EQ(make_dummy_weights(reference(), config).num_e4m3, 0);
+
+  // Of the deviation that bf16 ones have: rounding to 4 bits adds less than 0.1 % to it.
+  const WeightView& o = dummy.layers[0].attention.o.weight;
+  double squares = 0;
+  for (std::int64_t i = 0; i < o.values.num_elements(); ++i) {
+    squares += std::pow(to_float(o.values.as<E4m3>()[i]) * o.scales.as<float>()[0], 2);
+  }
+  const auto count = static_cast<double>(o.values.num_elements());
+  const double expected = 1 / std::sqrt(2 * 64 * 2 * config.num_layers);
+  EXPECT_NEAR(std::sqrt(squares / count) / expected, 1, 1e-3 + 4 / std::sqrt(2 * count));
+  for (std::int64_t i = 0; i < o.scales.num_elements(); ++i) {
+    EXPECT_EQ(o.scales.as<float>()[i], o.scales.as<float>()[0]);
+  }
+
+  // A slice's experts are those of the whole model in FP8 too.
+  const ModelWeights part =
+      make_dummy_weights(backend, slice_config(config, {.expert_rank = 1, .expert_ranks = 2}));
+  const ConstTensorView& all = dummy.layers[1].moe.up.values;
+  EXPECT_TRUE(
+      same({all.as<E4m3>() + 4 * all.stride(0), DType::kE4M3, {4, 128, 256}}, part.layers[1].moe.up.values));
 }
 
 TEST(DummyWeights, GiveARankTheExpertsOfTheWholeModel) {

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "core/bf16.h"
+#include "core/e4m3.h"
 #include "reference/norm_rope.h"
 #include "reference/ops.h"
 #include "support/random_tensors.h"
@@ -67,13 +68,16 @@ TEST(FillRandom, IsTheFormulaAtEveryPlace) {
   const RandomFill fill{.seed = 42, .first = 1'000'000'007'000, .deviation = 0.25F};
   std::vector<float> f32(kCount);
   std::vector<Bf16> bf16(kCount);
+  std::vector<E4m3> e4m3(kCount);
   ops().fill_random({f32.data(), DType::kF32, {100, 100}}, fill, {});
   ops().fill_random({bf16.data(), DType::kBF16, {kCount}}, fill, {});
+  ops().fill_random({e4m3.data(), DType::kE4M3, {kCount}}, fill, {});
   double sum = 0;
   double squares = 0;
   for (std::size_t i = 0; i < kCount; ++i) {
     ASSERT_EQ(f32[i], number_at(fill.seed, fill.first + i, fill.deviation)) << i;
     ASSERT_EQ(bf16[i].bits, to_bf16(f32[i]).bits) << i;
+    ASSERT_EQ(e4m3[i].bits, to_e4m3(f32[i]).bits) << i;
     sum += f32[i];
     squares += static_cast<double>(f32[i]) * f32[i];
   }
