@@ -88,16 +88,22 @@ EngineOptions engine_options(const CommonOptions& options, CacheFormat format) {
   return engine;
 }
 
+std::string weights_text(std::int64_t parameters, std::int64_t fp8_parameters, std::int64_t bytes) {
+  const std::string fp8 =
+      fp8_parameters > 0 ? fmt::format(" ({} in FP8)", short_count(fp8_parameters)) : std::string();
+  return fmt::format("{} parameters{}, {:.2f} GiB of weights", short_count(parameters), fp8,
+                     static_cast<double>(bytes) / kGibBytes);
+}
+
 std::string startup_text(const Engine& engine) {
   const EngineOptions& options = engine.options();
   const EngineStats stats = engine.stats();
   const std::int64_t request_pages = (options.max_seq_len + kPageTokens - 1) / kPageTokens;
-  return fmt::format(
-      "{} on {} ({}): {} parameters, {:.2f} GiB of weights; {} cache of {} tokens, {} requests of {}",
-      base_name(options.model_dir), options.backend->name(), options.backend->device_name(),
-      short_count(stats.parameters), static_cast<double>(stats.weight_bytes) / kGibBytes,
-      label(options.cache_format), with_commas(stats.pages_total * kPageTokens),
-      with_commas(stats.pages_total / request_pages), with_commas(options.max_seq_len));
+  return fmt::format("{} on {} ({}): {}; {} cache of {} tokens, {} requests of {}",
+                     base_name(options.model_dir), options.backend->name(), options.backend->device_name(),
+                     weights_text(stats.parameters, stats.fp8_parameters, stats.weight_bytes),
+                     label(options.cache_format), with_commas(stats.pages_total * kPageTokens),
+                     with_commas(stats.pages_total / request_pages), with_commas(options.max_seq_len));
 }
 
 std::int64_t tokens_that_fit(CacheFormat format, int layers, double gib) {

@@ -59,6 +59,9 @@ std::string with_commas(std::int64_t number);
 /// Parameters as "5.31M", "671B".
 std::string short_count(std::int64_t number);
 
+/// "671B parameters (653B in FP8), 641.20 GiB of weights".
+std::string weights_text(std::int64_t parameters, std::int64_t fp8_parameters, std::int64_t bytes);
+
 /// "FP8" or "BF16".
 std::string_view label(CacheFormat format);
 

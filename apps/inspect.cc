@@ -83,7 +83,9 @@ std::string layers_text(const ModelConfig& c) {
 }
 
 std::string fp8_text(const ModelConfig& c) {
-  return fmt::format("FP8 with a scale for {} x {} weights; BF16 once loaded", c.fp8.rows, c.fp8.columns);
+  return fmt::format(
+      "FP8 with a scale for {} x {} weights; loaded as such where products take it, else as BF16", c.fp8.rows,
+      c.fp8.columns);
 }
 
 void print_text(const std::string& dir, const CheckpointSummary& summary, const InspectOptions& options) {

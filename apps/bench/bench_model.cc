@@ -25,12 +25,12 @@ std::string BenchModel::load(nlohmann::ordered_json& document) {
   document["layers"] = config_.num_layers;
   document["expert_slice"] = options_.expert_parallel_slice;
   document["parameters"] = weights_->num_parameters;
+  document["fp8_parameters"] = weights_->num_e4m3;
   document["weight_bytes"] = weights_->bytes;
-  std::string text =
-      fmt::format("{} on {} ({}): {} layers, {} parameters, {:.2f} GiB of weights in {:.1f} s{}\n", name(),
-                  backend_.name(), backend_.device_name(), config_.num_layers,
-                  short_count(weights_->num_parameters), static_cast<double>(weights_->bytes) / kGibBytes,
-                  seconds, options_.load_format == "dummy" ? ", dummy" : "");
+  std::string text = fmt::format("{} on {} ({}): {} layers, {} in {:.1f} s{}\n", name(), backend_.name(),
+                                 backend_.device_name(), config_.num_layers,
+                                 weights_text(weights_->num_parameters, weights_->num_e4m3, weights_->bytes),
+                                 seconds, options_.load_format == "dummy" ? ", dummy" : "");
   const ModelSlice slice = model_slice(options_);
   if (slice.expert_ranks > 1) {
     text += fmt::format(

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/fp8_weights.h"
+
 namespace snapmla::apps {
 namespace {
 
@@ -16,6 +18,45 @@ StepPart product(std::string name, int times, double weights, double rows) {
           .bytes = kBf16Bytes * weights,
           .bf16_flops = 2 * rows * weights};
 }
+
+/// The matrices that FP8 checkpoints have in FP8, as they lie on the device.
+class Fp8Products {
+ public:
+  Fp8Products(const PlainOps& ops, const Fp8Blocks& blocks) : ops_(ops), blocks_(blocks) {}
+
+  [[nodiscard]] bool stays(std::int64_t out, std::int64_t in) const {
+    return stays_e4m3(ops_, blocks_, out, in);
+  }
+
+  [[nodiscard]] static double bytes(bool e4m3, std::int64_t out, std::int64_t in) {
+    const auto weights = static_cast<double>(out * in);
+    if (!e4m3) return kBf16Bytes * weights;
+    return weights + kF32Bytes * static_cast<double>(num_weight_blocks(out) * num_weight_blocks(in));
+  }
+
+  /// Of `rows` rows with a matrix [out, in]: widened to bf16 in registers, so at bf16's rate.
+  [[nodiscard]] StepPart product(std::string name, int times, std::int64_t out, std::int64_t in,
+                                 double rows) const {
+    return {.name = std::move(name),
+            .times = times,
+            .bytes = bytes(stays(out, in), out, in),
+            .bf16_flops = 2 * rows * static_cast<double>(out * in)};
+  }
+
+  /// Of `rows` rows with gate, up and down of a dense FFN.
+  [[nodiscard]] StepPart ffn(std::string name, int times, std::int64_t hidden, std::int64_t inter,
+                             double rows) const {
+    return {
+        .name = std::move(name),
+        .times = times,
+        .bytes = 2 * bytes(stays(inter, hidden), inter, hidden) + bytes(stays(hidden, inter), hidden, inter),
+        .bf16_flops = 2 * rows * 3 * static_cast<double>(hidden * inter)};
+  }
+
+ private:
+  const PlainOps& ops_;
+  Fp8Blocks blocks_;
+};
 
 StepPart attention(const ModelConfig& config, CacheFormat format, double batch, double context) {
   const double tokens = batch * context;
@@ -32,18 +73,23 @@ StepPart attention(const ModelConfig& config, CacheFormat format, double batch, 
   return part;
 }
 
-void add_experts(const ModelConfig& config, int batch, int layers, std::vector<StepPart>& parts) {
-  const double hidden = config.hidden;
+void add_experts(const ModelConfig& config, const Fp8Products& fp8, int batch, int layers,
+                 std::vector<StepPart>& parts) {
+  const std::int64_t hidden = config.hidden;
+  const std::int64_t inter = config.moe_intermediate;
   const double routed = config.num_experts + config.num_zero_experts;
-  const double expert = 3.0 * hidden * config.moe_intermediate;
+  const double expert = 3.0 * static_cast<double>(hidden * inter);
+  const bool e4m3 = fp8.stays(inter, hidden) && fp8.stays(hidden, inter);
+  const double expert_bytes =
+      2 * Fp8Products::bytes(e4m3, inter, hidden) + Fp8Products::bytes(e4m3, hidden, inter);
   const double pairs = static_cast<double>(batch) * config.top_k * config.num_experts / routed;
-  parts.push_back({.name = "router", .times = layers, .bytes = kF32Bytes * routed * hidden});
+  parts.push_back({.name = "router", .times = layers, .bytes = kF32Bytes * routed * config.hidden});
   parts.push_back({.name = "experts",
                    .times = layers,
-                   .bytes = kBf16Bytes * distinct_experts(config, batch) * expert,
+                   .bytes = distinct_experts(config, batch) * expert_bytes,
                    .bf16_flops = 2 * pairs * expert});
   if (config.num_shared_experts > 0 && !config.shortcut_experts) {
-    parts.push_back(product("shared experts", layers, config.num_shared_experts * expert, batch));
+    parts.push_back(fp8.ffn("shared experts", layers, hidden, config.num_shared_experts * inter, batch));
   }
 }
 
@@ -54,31 +100,33 @@ double distinct_experts(const ModelConfig& config, int batch) {
   return config.num_experts * (1 - std::pow(1 - config.top_k / routed, batch));
 }
 
-std::vector<StepPart> step_parts(const ModelConfig& config, CacheFormat format, int batch, double context) {
+std::vector<StepPart> step_parts(const ModelConfig& config, const PlainOps& ops, CacheFormat format,
+                                 int batch, double context) {
+  const Fp8Products fp8(ops, config.fp8);
   const int layers = config.num_layers;
-  const double hidden = config.hidden;
-  const double heads = config.heads;
+  const std::int64_t hidden = config.hidden;
+  const std::int64_t heads = config.heads;
   const double rows = batch;
-  const double q_width = heads * (config.nope_dim + kRopeDim);
+  const std::int64_t q_width = heads * (config.nope_dim + kRopeDim);
   std::vector<StepPart> parts;
   if (config.q_lora > 0) {
-    parts.push_back(product("q_a", layers, hidden * config.q_lora, rows));
-    parts.push_back(product("q_b", layers, q_width * config.q_lora, rows));
+    parts.push_back(fp8.product("q_a", layers, config.q_lora, hidden, rows));
+    parts.push_back(fp8.product("q_b", layers, q_width, config.q_lora, rows));
   } else {
-    parts.push_back(product("q", layers, q_width * hidden, rows));
+    parts.push_back(fp8.product("q", layers, q_width, hidden, rows));
   }
-  parts.push_back(product("kv_a", layers, hidden * kTokenDim, rows));
-  parts.push_back(product("W_UK", layers, heads * config.nope_dim * kLatentDim, rows));
+  parts.push_back(fp8.product("kv_a", layers, kTokenDim, hidden, rows));
+  parts.push_back(product("W_UK", layers, static_cast<double>(heads * config.nope_dim * kLatentDim), rows));
   parts.push_back(attention(config, format, rows, context));
-  parts.push_back(product("W_UV", layers, heads * config.v_dim * kLatentDim, rows));
-  parts.push_back(product("o", layers, heads * config.v_dim * hidden, rows));
+  parts.push_back(product("W_UV", layers, static_cast<double>(heads * config.v_dim * kLatentDim), rows));
+  parts.push_back(fp8.product("o", layers, hidden, heads * config.v_dim, rows));
   const auto& with_experts = config.expert_layers;
   const auto moe_layers = static_cast<int>(std::count(with_experts.begin(), with_experts.end(), true));
   const int dense_layers = config.shortcut_experts ? layers : layers - moe_layers;
   if (dense_layers > 0)
-    parts.push_back(product("dense FFN", dense_layers, 3 * hidden * config.intermediate, rows));
-  if (moe_layers > 0) add_experts(config, batch, moe_layers, parts);
-  parts.push_back(product("lm_head", 1, hidden * config.vocab, rows));
+    parts.push_back(fp8.ffn("dense FFN", dense_layers, hidden, config.intermediate, rows));
+  if (moe_layers > 0) add_experts(config, fp8, batch, moe_layers, parts);
+  parts.push_back(product("lm_head", 1, static_cast<double>(hidden * config.vocab), rows));
   return parts;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bench/device/device.h"
+#include "core/plain_ops.h"
 #include "model/config.h"
 
 namespace snapmla::apps {
@@ -25,7 +26,9 @@ struct StepPart {
 };
 
 /// `context`: tokens that each of `batch` requests attends to; an average need not be whole.
-std::vector<StepPart> step_parts(const ModelConfig& config, CacheFormat format, int batch, double context);
+/// `ops`: the backend's, which say where FP8 weights stay FP8; those are taken to be where DeepSeek-V3's checkpoint has them.
+std::vector<StepPart> step_parts(const ModelConfig& config, const PlainOps& ops, CacheFormat format,
+                                 int batch, double context);
 
 /// Experts of a layer that `batch` tokens choose, expected.
 double distinct_experts(const ModelConfig& config, int batch);

@@ -214,7 +214,9 @@ class ThroughputBench {
     row.peak_bytes = model_.memory().peak();
     if (limits_) {
       const double attended = point.context + 0.5 * (options_.output_len + 1);  // a step, on average
-      row.floor_ms = floor_us(step_parts(config(), point.format, batch, attended), *limits_) / kMilliseconds;
+      row.floor_ms =
+          floor_us(step_parts(config(), backend_.plain_ops(), point.format, batch, attended), *limits_) /
+          kMilliseconds;
     }
     if (profiler_) profile(requests, row);
     return row;

@@ -132,8 +132,9 @@ struct EngineStats {
   double prefill_seconds = 0;  ///< wall time in prefill
   double decode_seconds = 0;   ///< wall time in decode steps
   std::int64_t decode_steps = 0;
-  std::int64_t parameters = 0;    ///< of the model, as stored
-  std::int64_t weight_bytes = 0;  ///< on the device
+  std::int64_t parameters = 0;      ///< of the model, as stored
+  std::int64_t fp8_parameters = 0;  ///< of these, weights that are FP8 on the device too
+  std::int64_t weight_bytes = 0;    ///< on the device
   std::int64_t pages_total = 0;
   std::int64_t pages_in_use = 0;  ///< held by running requests, each counted once
   std::int64_t pages_kept = 0;    ///< held by none, kept for prompts that begin alike

@@ -333,6 +333,7 @@ void EngineLoop::record(RequestId request, Chosen chosen) {
 EngineStats EngineLoop::stats() const {
   EngineStats stats = stats_;
   stats.parameters = model_->num_parameters();
+  stats.fp8_parameters = model_->num_fp8_parameters();
   stats.weight_bytes = model_->weight_bytes();
   stats.pages_total = scheduler_.pool().num_total();
   stats.pages_in_use = scheduler_.pool().num_held();

@@ -41,6 +41,7 @@ class MlaModel final : public Model {
   [[nodiscard]] const ModelConfig& config() const override { return config_; }
   [[nodiscard]] const ModelLimits& limits() const override { return limits_; }
   [[nodiscard]] std::int64_t num_parameters() const override { return weights_->num_parameters; }
+  [[nodiscard]] std::int64_t num_fp8_parameters() const override { return weights_->num_e4m3; }
   [[nodiscard]] std::int64_t weight_bytes() const override { return weights_->bytes; }
   [[nodiscard]] TensorView logits() const override { return state_.logits; }
 

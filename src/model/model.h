@@ -68,8 +68,9 @@ class Model {
 
   [[nodiscard]] virtual const ModelConfig& config() const = 0;
   [[nodiscard]] virtual const ModelLimits& limits() const = 0;
-  [[nodiscard]] virtual std::int64_t num_parameters() const = 0;  ///< as stored in the checkpoint
-  [[nodiscard]] virtual std::int64_t weight_bytes() const = 0;    ///< on the device
+  [[nodiscard]] virtual std::int64_t num_parameters() const = 0;      ///< as stored in the checkpoint
+  [[nodiscard]] virtual std::int64_t num_fp8_parameters() const = 0;  ///< of these, weights that stayed FP8
+  [[nodiscard]] virtual std::int64_t weight_bytes() const = 0;        ///< on the device
 
   // Both check tokens, positions and pages and throw Error(kInvalidArgument) before any work. Host arrays are
   // not needed after the call. With limits().deterministic a row's logits depend on its own request alone, bit for bit, whatever

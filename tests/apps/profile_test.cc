@@ -61,7 +61,8 @@ class ProfilerTest : public ::testing::TestWithParam<CacheFormat> {
 
 TEST_P(ProfilerTest, CountsWhatTheFloorCounts) {
   const std::vector<OpProfile> ops = profile();
-  for (const StepPart& part : step_parts(config_, GetParam(), kBatch, kContext + 1)) {
+  for (const StepPart& part :
+       step_parts(config_, reference().plain_ops(), GetParam(), kBatch, kContext + 1)) {
     const OpProfile& op = find(ops, part.name);
     EXPECT_DOUBLE_EQ(op.cost.bf16_flops, part.times * part.bf16_flops) << part.name;
     EXPECT_DOUBLE_EQ(op.cost.fp8_flops, part.times * part.fp8_flops) << part.name;

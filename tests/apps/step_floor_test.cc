@@ -12,6 +12,7 @@
 #include "model/config.h"
 #include "model/slice.h"
 #include "support/checkpoint.h"
+#include "support/e4m3_backend.h"
 #include "support/temp_dir.h"
 
 namespace snapmla::apps {
@@ -27,6 +28,11 @@ ModelConfig deepseek_v3() {
   return load_config(SNAPMLA_SOURCE_DIR "/models/configs/deepseek-v3");
 }
 
+/// Ops that prefer bf16 weights.
+const PlainOps& bf16() {
+  return reference().plain_ops();
+}
+
 StepPart part_of(const std::vector<StepPart>& parts, const std::string& name) {
   const auto found =
       std::find_if(parts.begin(), parts.end(), [&](const StepPart& part) { return part.name == name; });
@@ -36,7 +42,7 @@ StepPart part_of(const std::vector<StepPart>& parts, const std::string& name) {
 
 TEST(StepParts, AreCountedByHandForASmallShape) {
   // 2 layers (1 of 8 experts, 2 a token, inter 32, 1 shared), hidden 64, 2 heads, nope = v = 32, vocab 300.
-  const std::vector<StepPart> parts = step_parts(tiny(), CacheFormat::kFp8, 3, 100.5);
+  const std::vector<StepPart> parts = step_parts(tiny(), bf16(), CacheFormat::kFp8, 3, 100.5);
   const auto expect = [&](const char* name, int times, double bytes, double bf16_flops, double fp8_flops) {
     const StepPart part = part_of(parts, name);
     EXPECT_EQ(part.times, times) << name;
@@ -57,24 +63,41 @@ TEST(StepParts, AreCountedByHandForASmallShape) {
   expect("shared experts", 1, 2.0 * 3 * 64 * 32, 2.0 * 3 * 3 * 64 * 32, 0);
   expect("lm_head", 1, 2.0 * 300 * 64, 2.0 * 3 * 300 * 64, 0);
   EXPECT_EQ(parts.size(), 11U);
-  const StepPart bf16 = part_of(step_parts(tiny(), CacheFormat::kBf16, 3, 100), "attention");
-  EXPECT_DOUBLE_EQ(bf16.bytes, 3 * 100 * 1152);
-  EXPECT_DOUBLE_EQ(bf16.bf16_flops, 3.0 * 100 * 2 * 2 * 1088);
-  EXPECT_EQ(bf16.fp8_flops, 0);
+  const StepPart attention = part_of(step_parts(tiny(), bf16(), CacheFormat::kBf16, 3, 100), "attention");
+  EXPECT_DOUBLE_EQ(attention.bytes, 3 * 100 * 1152);
+  EXPECT_DOUBLE_EQ(attention.bf16_flops, 3.0 * 100 * 2 * 2 * 1088);
+  EXPECT_EQ(attention.fp8_flops, 0);
 }
 
 TEST(StepParts, ReadEveryWeightOfDeepseekV3OnceWhenAllExpertsAreUsed) {
   double bytes = 0;
-  const std::vector<StepPart> parts = step_parts(deepseek_v3(), CacheFormat::kFp8, 4096, 0);
+  const std::vector<StepPart> parts = step_parts(deepseek_v3(), bf16(), CacheFormat::kFp8, 4096, 0);
   for (const StepPart& part : parts) bytes += part.times * part.bytes;
   // 671.03e9 parameters, less the embedding of 0.93e9; the router's half a billion is in fp32.
   EXPECT_NEAR(bytes / 1e9, 2 * (671.03 - 0.93), 3);
 }
 
+TEST(StepParts, ReadFp8WeightsAsTheyLieOnTheDevice) {
+  const testing::E4m3Backend backend;
+  const ModelConfig config = deepseek_v3();
+  const std::vector<StepPart> parts = step_parts(config, backend.plain_ops(), CacheFormat::kFp8, 3, 0);
+  const std::vector<StepPart> wide = step_parts(config, bf16(), CacheFormat::kFp8, 3, 0);
+  const auto bytes = [&](const char* name) { return part_of(parts, name).bytes; };
+  EXPECT_DOUBLE_EQ(bytes("kv_a"), 576.0 * 7168 + 4 * 5 * 56);
+  EXPECT_DOUBLE_EQ(bytes("o"), 7168.0 * 16384 + 4 * 56 * 128);
+  EXPECT_DOUBLE_EQ(bytes("dense FFN"), 3 * (7168.0 * 18432 + 4 * 56 * 144));
+  EXPECT_DOUBLE_EQ(bytes("shared experts"), 3 * (7168.0 * 2048 + 4 * 56 * 16));
+  EXPECT_DOUBLE_EQ(bytes("experts"), distinct_experts(config, 3) * bytes("shared experts"));
+  for (const char* name : {"W_UK", "W_UV", "router", "lm_head"}) {
+    EXPECT_EQ(bytes(name), part_of(wide, name).bytes) << name;
+  }
+  for (const StepPart& part : wide) EXPECT_EQ(part_of(parts, part.name).bf16_flops, part.bf16_flops);
+}
+
 TEST(StepParts, SeeTheSliceOfARank) {
   const ModelConfig slice =
       slice_config(deepseek_v3(), {.num_layers = 8, .expert_rank = 0, .expert_ranks = 32});
-  const std::vector<StepPart> parts = step_parts(slice, CacheFormat::kFp8, 64, 1000);
+  const std::vector<StepPart> parts = step_parts(slice, bf16(), CacheFormat::kFp8, 64, 1000);
   EXPECT_EQ(part_of(parts, "dense FFN").times, 1);
   EXPECT_EQ(part_of(parts, "experts").times, 7);
   EXPECT_DOUBLE_EQ(part_of(parts, "experts").bytes, 2.0 * 8 * 3 * 7168 * 2048);  // 8 of 8 a token

@@ -103,6 +103,7 @@ class FakeModel : public Model {
   [[nodiscard]] const ModelConfig& config() const override { return config_; }
   [[nodiscard]] const ModelLimits& limits() const override { return limits_; }
   [[nodiscard]] std::int64_t num_parameters() const override { return 0; }
+  [[nodiscard]] std::int64_t num_fp8_parameters() const override { return 0; }
   [[nodiscard]] std::int64_t weight_bytes() const override { return 0; }
   [[nodiscard]] TensorView logits() const override {
     return {logits_.data(), DType::kF32, {limits_.max_batch, kFakeVocab}};
