@@ -87,13 +87,22 @@ std::vector<float> read_scales(const Checkpoint& checkpoint, const std::string& 
   return scales;
 }
 
-// A table takes a quarter of the time that to_float takes for every weight (GCC 12, Xeon, 2026-11).
-std::array<float, 256> e4m3_values() {
-  std::array<float, 256> values{};
-  for (std::size_t code = 0; code < values.size(); ++code) {
-    values[code] = to_float(E4m3{static_cast<std::uint8_t>(code)});
-  }
-  return values;
+using Bf16OfCode = std::array<Bf16, 256>;
+
+// What each code stands for in a block. Looked up, weights become bf16 2.4 times as fast as multiplied and rounded one by
+// one, 1.9 times as fast as by the vector code that GCC 12 makes of integer shifts (Xeon, 2026-11): a block of 128 x 128
+// pays for its table with 64 codes of each kind.
+Bf16OfCode values_in_block(float scale) {
+  static const std::array<float, 256> values = [] {
+    std::array<float, 256> all{};
+    for (std::size_t code = 0; code < all.size(); ++code) {
+      all[code] = to_float(E4m3{static_cast<std::uint8_t>(code)});
+    }
+    return all;
+  }();
+  Bf16OfCode table;
+  for (std::size_t code = 0; code < table.size(); ++code) table[code] = to_bf16(values[code] * scale);
+  return table;
 }
 
 }  // namespace
@@ -207,23 +216,31 @@ Fp8Decoder::Fp8Decoder(const Checkpoint& checkpoint, const std::string& weight, 
 
 void Fp8Decoder::decode(std::int64_t first, std::span<const std::byte> codes,
                         std::vector<Bf16>& values) const {
-  static const std::array<float, 256> value_of = e4m3_values();
   const std::int64_t scale_rows = (rows_ + blocks_.rows - 1) / blocks_.rows;
   const std::int64_t scale_columns = (columns_ + blocks_.columns - 1) / blocks_.columns;
+  const std::int64_t end = first + std::ssize(codes) / columns_;
   values.resize(codes.size());
-  parallel_for(static_cast<std::int64_t>(codes.size()) / columns_, 64, [&](std::int64_t i) {
-    const std::int64_t row = first + i;
-    const std::int64_t scale_row = row / rows_ * scale_rows + row % rows_ / blocks_.rows;
-    const std::byte* code = codes.data() + i * columns_;
-    Bf16* value = values.data() + i * columns_;
-    for (std::int64_t block = 0; block < scale_columns; ++block) {
-      const float scale = scales_[static_cast<std::size_t>(scale_row * scale_columns + block)];
-      const std::int64_t end = std::min((block + 1) * blocks_.columns, columns_);
-      for (std::int64_t j = block * blocks_.columns; j < end; ++j) {
-        value[j] = to_bf16(value_of[std::to_integer<std::size_t>(code[j])] * scale);
+  for (std::int64_t row = first; row < end;) {
+    const std::int64_t in_matrix = row % rows_;
+    const std::int64_t left_of_block = std::min(blocks_.rows - in_matrix % blocks_.rows, rows_ - in_matrix);
+    const std::int64_t count = std::min(left_of_block, end - row);
+    const std::int64_t scale_row = row / rows_ * scale_rows + in_matrix / blocks_.rows;
+    const std::byte* const from = codes.data() + (row - first) * columns_;
+    Bf16* const to = values.data() + (row - first) * columns_;
+    constexpr std::int64_t kBlocksATask = 4;  // 64 K weights
+    parallel_for(scale_columns, kBlocksATask, [&](std::int64_t block) {
+      const Bf16OfCode value_of =
+          values_in_block(scales_[static_cast<std::size_t>(scale_row * scale_columns + block)]);
+      const std::int64_t left = block * blocks_.columns;
+      const std::int64_t right = std::min(left + blocks_.columns, columns_);
+      for (std::int64_t i = 0; i < count; ++i) {
+        for (std::int64_t j = left + i * columns_; j < right + i * columns_; ++j) {
+          to[j] = value_of[std::to_integer<std::size_t>(from[j])];
+        }
       }
-    }
-  });
+    });
+    row += count;
+  }
 }
 
 }  // namespace snapmla
