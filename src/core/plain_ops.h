@@ -26,9 +26,9 @@ struct WeightView {
       scales{};  ///< e4m3 only: f32 [(n,) ceil(out / kWeightBlock), in / kWeightBlock], dense, magnitudes below kMaxWeightScale
 
   WeightView() = default;
-  WeightView(const ConstTensorView& bf16)
-      : values(bf16) {}                                 // NOLINT(google-explicit-constructor): most weights
-  WeightView(const TensorView& bf16) : values(bf16) {}  // NOLINT(google-explicit-constructor)
+  // Implicit: most weights are bf16.
+  WeightView(const ConstTensorView& bf16) : values(bf16) {}  // NOLINT(google-explicit-constructor)
+  WeightView(const TensorView& bf16) : values(bf16) {}       // NOLINT(google-explicit-constructor)
   WeightView(const ConstTensorView& e4m3, const ConstTensorView& block_scales)
       : values(e4m3), scales(block_scales) {}
 
