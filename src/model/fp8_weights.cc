@@ -220,27 +220,26 @@ void Fp8Decoder::decode(std::int64_t first, std::span<const std::byte> codes,
   const std::int64_t scale_columns = (columns_ + blocks_.columns - 1) / blocks_.columns;
   const std::int64_t end = first + std::ssize(codes) / columns_;
   values.resize(codes.size());
-  for (std::int64_t row = first; row < end;) {
-    const std::int64_t in_matrix = row % rows_;
-    const std::int64_t left_of_block = std::min(blocks_.rows - in_matrix % blocks_.rows, rows_ - in_matrix);
-    const std::int64_t count = std::min(left_of_block, end - row);
-    const std::int64_t scale_row = row / rows_ * scale_rows + in_matrix / blocks_.rows;
-    const std::byte* const from = codes.data() + (row - first) * columns_;
-    Bf16* const to = values.data() + (row - first) * columns_;
-    constexpr std::int64_t kBlocksATask = 4;  // 64 K weights
-    parallel_for(scale_columns, kBlocksATask, [&](std::int64_t block) {
+  constexpr std::int64_t kColumnsATask = 4;
+  parallel_for(scale_columns, kColumnsATask, [&](std::int64_t column) {
+    const std::int64_t left = column * blocks_.columns;
+    const std::int64_t right = std::min(left + blocks_.columns, columns_);
+    for (std::int64_t row = first; row < end;) {
+      const std::int64_t in_matrix = row % rows_;
+      const std::int64_t block_end =
+          row + std::min(blocks_.rows - in_matrix % blocks_.rows, rows_ - in_matrix);
+      const std::int64_t scale_row = row / rows_ * scale_rows + in_matrix / blocks_.rows;
       const Bf16OfCode value_of =
-          values_in_block(scales_[static_cast<std::size_t>(scale_row * scale_columns + block)]);
-      const std::int64_t left = block * blocks_.columns;
-      const std::int64_t right = std::min(left + blocks_.columns, columns_);
-      for (std::int64_t i = 0; i < count; ++i) {
-        for (std::int64_t j = left + i * columns_; j < right + i * columns_; ++j) {
-          to[j] = value_of[std::to_integer<std::size_t>(from[j])];
+          values_in_block(scales_[static_cast<std::size_t>(scale_row * scale_columns + column)]);
+      for (; row < std::min(block_end, end); ++row) {
+        const std::int64_t at = (row - first) * columns_;
+        for (std::int64_t j = at + left; j < at + right; ++j) {
+          values[static_cast<std::size_t>(j)] =
+              value_of[std::to_integer<std::size_t>(codes[static_cast<std::size_t>(j)])];
         }
       }
-    });
-    row += count;
-  }
+    }
+  });
 }
 
 }  // namespace snapmla
