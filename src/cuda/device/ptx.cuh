@@ -354,6 +354,28 @@ __device__ __forceinline__ std::uint32_t pack_e4m3(float x0, float x1, float x2,
   return packed;
 }
 
+/// The values of four e4m3 codes, that of the lowest byte first. They pass through f16, which has them all.
+__device__ __forceinline__ float4 unpack_e4m3(std::uint32_t codes) {
+  float4 x = make_float4(0, 0, 0, 0);
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      ".reg .b32 low_pair, high_pair;\n"
+      ".reg .f16 x0, x1, x2, x3;\n"
+      "mov.b32 {low, high}, %4;\n"
+      "cvt.rn.f16x2.e4m3x2 low_pair, low;\n"
+      "cvt.rn.f16x2.e4m3x2 high_pair, high;\n"
+      "mov.b32 {x0, x1}, low_pair;\n"
+      "mov.b32 {x2, x3}, high_pair;\n"
+      "cvt.f32.f16 %0, x0;\n"
+      "cvt.f32.f16 %1, x1;\n"
+      "cvt.f32.f16 %2, x2;\n"
+      "cvt.f32.f16 %3, x3;\n"
+      "}\n"
+      : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+      : "r"(codes));
+  return x;
+}
+
 /// Two bf16, x0 in the lower half; rounded to nearest even.
 __device__ __forceinline__ std::uint32_t pack_bf16(float x0, float x1) {
   std::uint32_t packed = 0;

@@ -129,23 +129,15 @@ __device__ __forceinline__ void multiply_bf16(float (&first)[S::kGroupTokens / 2
   release<S>(s_base, before, lane);
 }
 
-/// bf16(e4m3 * scale) of the four codes of a word, in their order: two words of two. `factor` is scale * 2^120: as the upper
-/// bits of an fp32 a code is its value * 2^-120, subnormal codes included, so the product is the exact one rounded to
-/// fp32.
-__device__ __forceinline__ uint2 widen_codes(std::uint32_t codes, float factor) {
-  float x[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    constexpr std::uint32_t kSignAndCode = 0x87F00000;
-    const int shifted = static_cast<int>(codes << (24 - 8 * i)) >> 4;  // the sign is kept on top
-    x[i] = __uint_as_float(static_cast<std::uint32_t>(shifted) & kSignAndCode) * factor;
-  }
-  return make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+/// bf16(e4m3 * scale) of the four codes of a word, in their order: two words of two.
+__device__ __forceinline__ uint2 widen_codes(std::uint32_t codes, float scale) {
+  const float4 x = unpack_e4m3(codes);
+  return make_uint2(pack_bf16(x.x * scale, x.y * scale), pack_bf16(x.z * scale, x.w * scale));
 }
 
 /// The fragments of a panel of one weight tile, four steps: rows g and g + 8 of the warp's 16.
 __device__ __forceinline__ void widen_tile(std::uint32_t (&a)[kStepsAPanel][4], std::uint32_t s_tile,
-                                           int panel, float factor, int warp, int lane) {
+                                           int panel, float scale, int warp, int lane) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const auto row = static_cast<std::uint32_t>(16 * warp + 8 * half + lane / 4);
@@ -154,7 +146,7 @@ __device__ __forceinline__ void widen_tile(std::uint32_t (&a)[kStepsAPanel][4], 
     const int words[kStepsAPanel] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
     for (int k = 0; k < kStepsAPanel; ++k) {
-      const uint2 wide = widen_codes(static_cast<std::uint32_t>(words[k]), factor);
+      const uint2 wide = widen_codes(static_cast<std::uint32_t>(words[k]), scale);
       a[k][half] = wide.x;
       a[k][2 + half] = wide.y;
     }
@@ -184,19 +176,18 @@ __device__ __forceinline__ void multiply_e4m3(float (&first)[S::kGroupTokens / 2
                                               float (&second)[S::kGroupTokens / 2], At& at, int end,
                                               const float* first_scale, const float* second_scale,
                                               std::uint32_t s_base, int warp, int lane) {
-  constexpr float kCodeFactor = 0x1p120F;
   std::uint32_t even[2][kStepsAPanel][4];  // fragments of panel 0, both tiles
   std::uint32_t odd[2][kStepsAPanel][4];   // of panel 1
-  float factor[2];
+  float scale[2];                          // of the stage's two tiles
   const auto wait_for_stage = [&] {
-    factor[0] = __ldg(first_scale + at.stage) * kCodeFactor;
-    factor[1] = __ldg(second_scale + at.stage) * kCodeFactor;
+    scale[0] = __ldg(first_scale + at.stage);
+    scale[1] = __ldg(second_scale + at.stage);
     wait(s_base + S::kFull + 8 * at.slot, at.phase);
   };
   const auto widen_panel = [&](std::uint32_t(&a)[2][kStepsAPanel][4], int panel) {
     const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
-    widen_tile(a[0], s_stage + S::kFirstWeights, panel, factor[0], warp, lane);
-    widen_tile(a[1], s_stage + S::kSecondWeights, panel, factor[1], warp, lane);
+    widen_tile(a[0], s_stage + S::kFirstWeights, panel, scale[0], warp, lane);
+    widen_tile(a[1], s_stage + S::kSecondWeights, panel, scale[1], warp, lane);
   };
   wait_for_stage();
   widen_panel(even, 0);
