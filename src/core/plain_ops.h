@@ -23,7 +23,7 @@ struct WeightView {
   ConstTensorView
       values{};  ///< dense but for the first dimension; e4m3: codes other than NaN, as arrange_weight() left them
   ConstTensorView
-      scales{};  ///< e4m3 only: f32 [(n,) ceil(out / kWeightBlock), in / kWeightBlock], dense, magnitudes below kMaxWeightScale
+      scales{};  ///< e4m3 only: f32 [(n,) ceil(out / kWeightBlock), in / kWeightBlock], dense, finite
 
   WeightView() = default;
   // Implicit: most weights are bf16.
@@ -36,8 +36,6 @@ struct WeightView {
   [[nodiscard]] bool is_e4m3() const { return scales.present(); }
 };
 inline constexpr std::int64_t kWeightBlock = 128;
-inline constexpr float kMaxWeightScale =
-    256;  ///< of no checkpoint: a backend multiplies scales by 2^120 (cuda/device/e4m3_weight.cuh)
 
 /// How the router turns logits into the chosen experts and their weights.
 enum class Scoring : std::uint8_t { kSoftmax, kSigmoid };

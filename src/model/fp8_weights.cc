@@ -189,11 +189,7 @@ std::optional<std::vector<float>> kept_scales(const PlainOps& ops, const Checkpo
   const std::int64_t rows = info.shape[info.shape.size() - 2];
   const bool blocks_end_with_parts = parts == 1 || rows % (parts * kWeightBlock) == 0;
   if (!blocks_end_with_parts || !stays_e4m3(ops, blocks, rows / parts, info.shape.back())) return {};
-  std::vector<float> scales = read_scales(checkpoint, find_scales(checkpoint, weight));
-  const bool small = std::all_of(scales.begin(), scales.end(),
-                                 [](float scale) { return std::abs(scale) < kMaxWeightScale; });
-  if (!small) return {};
-  return scales;
+  return read_scales(checkpoint, find_scales(checkpoint, weight));
 }
 
 void refuse_nan(const Checkpoint& checkpoint, const std::string& weight, std::span<const std::byte> codes) {

@@ -42,7 +42,7 @@ constexpr std::int64_t num_weight_blocks(std::int64_t extent) {
 }
 
 /// The scales of a weight that stays e4m3, [(n,) rows, columns] in blocks; nothing where it must become BF16: where it is of
-/// another type, stays_e4m3 says no, or a scale is too large for the products. `parts`: a stack's matrices are as many weights, one below the other (gate and up).
+/// another type or stays_e4m3 says no. `parts`: a stack's matrices are as many weights, one below the other (gate and up).
 /// check_fp8 must hold for an e4m3 weight. Throws kCorruptFile for scales that are not finite.
 std::optional<std::vector<float>> kept_scales(const PlainOps& ops, const Checkpoint& checkpoint,
                                               const std::string& weight, const Fp8Blocks& blocks,
