@@ -51,8 +51,8 @@ Workspace carve_workspace(std::byte* base, std::int64_t pairs, std::int64_t hidd
   };
   Workspace space{};
   space.num_tiles = static_cast<int*>(take(sizeof(int)));
-  space.tiles =
-      static_cast<int4*>(take(most_tiles(pairs, experts, kBf16Widths.front()) * std::int64_t{sizeof(int4)}));
+  space.tiles = static_cast<int4*>(
+      take(most_tiles(pairs, experts, product::kBf16Widths.front()) * std::int64_t{sizeof(int4)}));
   space.place = static_cast<int*>(take(pairs * 4));
   space.hidden = static_cast<Bf16*>(take(pairs * inter * 2));
   space.down = static_cast<float*>(take(pairs * hidden * 4));
@@ -180,10 +180,9 @@ void launch_width(int width, const ExpertsParams& p, const Workspace& space, Cac
   if (width == 16) return launch_products<Shape<Weights, 16>>(p, space, weights_policy, sms, stream);
   if (width == 64) return launch_products<Shape<Weights, 64>>(p, space, weights_policy, sms, stream);
   if (width == 128) return launch_products<Shape<Weights, 128>>(p, space, weights_policy, sms, stream);
-  if constexpr (std::is_same_v<Weights, product::Bf16Weights>) {
-    if (width == 192) return launch_products<Shape<Weights, 192>>(p, space, weights_policy, sms, stream);
-    return launch_products<Shape<Weights, 256>>(p, space, weights_policy, sms, stream);
-  }
+  if (width == 192) return launch_products<Shape<Weights, 192>>(p, space, weights_policy, sms, stream);
+  if constexpr (std::is_same_v<Weights, product::Bf16Weights>)
+    launch_products<Shape<Weights, 256>>(p, space, weights_policy, sms, stream);
 }
 
 void launch_sum(const ExpertsParams& p, const Workspace& space, cudaStream_t stream) {
@@ -220,9 +219,10 @@ void experts(const ExpertsParams& params, cudaStream_t stream) {
   SNAPMLA_ASSERT(params.workspace.dim(0) >= space.bytes);
   const bool e4m3 = params.gate.is_e4m3();
   const double likely = likely_tokens(tokens, top_k, experts + params.identities);
-  const int width = tile_width(likely, e4m3 ? kE4m3Widths : kBf16Widths);
+  const int width = e4m3 ? product::tile_width(likely, product::kE4m3Widths)
+                         : product::tile_width(likely, product::kBf16Widths);
   const CachePolicy policy =
-      tiles_of(likely, width) == 1 ? CachePolicy::kEvictFirst : CachePolicy::kEvictNormal;
+      product::tiles_of(likely, width) == 1 ? CachePolicy::kEvictFirst : CachePolicy::kEvictNormal;
   const int sms = num_sms();
   launch_group(params, space, width, sms, stream);
   const auto launch = e4m3 ? launch_width<product::E4m3Weights> : launch_width<product::Bf16Weights>;

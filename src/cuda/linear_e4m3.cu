@@ -24,8 +24,9 @@ using namespace product;
 
 constexpr int kOutputs = 2 * kTileRows;  // of a cluster
 constexpr int kPitch =
-    kOutputs + 4;                 // floats from token to token of the sums: lanes of a warp store to 32 banks
-constexpr int kMostRanks = 8;     // what any device can place as a cluster
+    kOutputs + 4;  // floats from token to token of the sums: lanes of a warp store to 32 banks
+constexpr int kMultiplyThreads = 256;  // two warpgroups
+constexpr int kMostRanks = 8;          // what any device can place as a cluster
 constexpr int kFewestStages = 4;  // of a CTA: less than this and the first bytes' latency is all there is
 constexpr int kSlots = 2 * 132;   // CTAs that run at once on an H100: two an SM
 
@@ -95,7 +96,8 @@ __device__ __forceinline__ void add_shares(const LinearArgs& args, const TokenTi
                                            std::uint32_t s_sums, int rank) {
   constexpr int kPairs = kOutputs / 2;
   const int outs = min(kOutputs, args.outs - first_row);
-  for (int i = rank * 128 + static_cast<int>(threadIdx.x); i < tile.count * kPairs; i += kRanks * 128) {
+  for (int i = rank * kMultiplyThreads + static_cast<int>(threadIdx.x); i < tile.count * kPairs;
+       i += kRanks * kMultiplyThreads) {
     const int token = i / kPairs;
     const int output = i % kPairs * 2;
     if (output >= outs) continue;
@@ -132,7 +134,7 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(S::kThreads)
   launch_next_grid();
   Stages<S> at(args, rank);
   const TokenTile tile = at.tile;
-  const bool loads = warp == 4;
+  const bool loads = warp == kMultiplyThreads / 32;
   if (loads) {
     constexpr bool kWeightsEarly = true;
     const CachePolicy policy = gridDim.y == 1 ? CachePolicy::kEvictFirst : CachePolicy::kEvictNormal;
@@ -140,14 +142,17 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(S::kThreads)
     __syncwarp();
   } else {
     wait_for_previous_grid();
-    float first[S::kWidth / 2] = {};
-    float second[S::kWidth / 2] = {};
+    const int group = warp / 4;
+    float sum[S::kParts][S::kPartTokens / 2] = {};
     const float* scales = args.scales + std::int64_t{blockIdx.z} * args.stages;
-    if (at.more()) multiply_e4m3<S>(first, second, at, at.end, scales, scales, s_base, warp, lane);
-    constexpr int kMultiply = 1;   // hardware barrier of the warps that multiply
-    sync_threads(kMultiply, 128);  // nobody reads the ring any more
-    store_sums(first, s_base, 16 * warp, lane);
-    store_sums(second, s_base, kTileRows + 16 * warp, lane);
+    if (at.more())
+      multiply_e4m3<S>(sum, at, at.end, rows_of_tile<S>(scales, scales, group, warp % 4, lane), s_base, lane);
+    constexpr int kMultiply = 1;                // hardware barrier of the warps that multiply
+    sync_threads(kMultiply, kMultiplyThreads);  // nobody reads the ring any more
+#pragma unroll
+    for (int part = 0; part < S::kParts; ++part)
+      store_sums(sum[part], s_base + part * S::kPartTokens * kPitch * 4, kTileRows * group + 16 * (warp % 4),
+                 lane);
   }
   sync_cluster();
   if (!loads) add_shares<kRanks>(args, tile, at.first_row, s_base, rank);
@@ -156,6 +161,7 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(S::kThreads)
 
 template <class S, int kRanks>
 void launch(const LinearArgs& args, const ProductMaps& maps, cudaStream_t stream) {
+  static_assert(S::kThreads == kMultiplyThreads + 32);
   static_assert(S::kWidth * kPitch * 4 <= S::kFull, "the sums take the place of the stages");
   constexpr auto kKernel = linear_kernel<S, kRanks>;
   allow_shared_memory<kKernel, static_cast<int>(S::kBytes)>();
@@ -256,9 +262,11 @@ void linear_e4m3(const ConstTensorView& x, const WeightView& weight, const Const
   const ConstTensorView codes(weight.values.data(), DType::kE4M3, {1, outs, in});
   const ConstTensorView rows(x.data(), DType::kBF16, {1, tokens, in},
                              {tokens * x.stride(0), tokens == 1 ? in : x.stride(0), 1});
-  const auto launch = tokens <= 16   ? launch_ranks<Shape<E4m3Weights, 16, kHalfSharedBytes>>
-                      : tokens <= 64 ? launch_ranks<Shape<E4m3Weights, 64, kHalfSharedBytes>>
-                                     : launch_ranks<Shape<E4m3Weights, 128>>;
+  const int width = tile_width(static_cast<double>(tokens), kE4m3Widths);
+  const auto launch = width == 16    ? launch_ranks<Shape<E4m3Weights, 16, kHalfSharedBytes>>
+                      : width == 64  ? launch_ranks<Shape<E4m3Weights, 64, kHalfSharedBytes>>
+                      : width == 128 ? launch_ranks<Shape<E4m3Weights, 128>>
+                                     : launch_ranks<Shape<E4m3Weights, 192>>;
   launch(ranks, args, rows, codes, stream);
 }
 

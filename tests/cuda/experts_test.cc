@@ -439,8 +439,8 @@ TEST(ExpertsArguments, SizesThatCannotBeCopiedInUnitsOf16BytesAreRefused) {
 
 TEST(ExpertsWork, AWidthHoldsWhatAnExpertWillLikelyGet) {
   const auto tile_width = [](int tokens, int top_k, int choices) {
-    return cuda_ops::moe::tile_width(cuda_ops::moe::likely_tokens(tokens, top_k, choices),
-                                     cuda_ops::moe::kBf16Widths);
+    return cuda_ops::product::tile_width(cuda_ops::moe::likely_tokens(tokens, top_k, choices),
+                                         cuda_ops::product::kBf16Widths);
   };
   EXPECT_EQ(tile_width(1, 6, 64), 16);
   EXPECT_EQ(tile_width(64, 6, 64), 16);
@@ -461,11 +461,11 @@ TEST(ExpertsWork, TilesHaveRoomWhateverTheRouting) {
     const std::size_t used = 1 + random() % static_cast<std::size_t>(experts);
     std::vector<int> count(static_cast<std::size_t>(experts));
     for (int pair = 0; pair < pairs; ++pair) ++count[random() % used];
-    for (const int width : cuda_ops::moe::kBf16Widths) {
+    for (const int width : cuda_ops::product::kBf16Widths) {
       std::int64_t tiles = 0;
       for (const int n : count) tiles += (n + width - 1) / width;
       ASSERT_LE(tiles, cuda_ops::moe::most_tiles(pairs, experts, width));
-      ASSERT_LE(tiles, cuda_ops::moe::most_tiles(pairs, experts, cuda_ops::moe::kBf16Widths.front()));
+      ASSERT_LE(tiles, cuda_ops::moe::most_tiles(pairs, experts, cuda_ops::product::kBf16Widths.front()));
     }
   }
 }

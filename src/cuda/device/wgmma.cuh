@@ -8,7 +8,7 @@
 //     mma_e4m3         D, A in shared memory, B     N = 128, 64               A, B K-major
 //     mma_e4m3         D, A in 4 registers, B       N = 64, 32, 16, 8         A, B K-major
 //     mma_bf16         D, A in shared memory, B     N = 128, 64, 16           A, B K-major
-//     mma_bf16         D, A in 4 registers, B       N = 128, 64, 16           A, B K-major
+//     mma_bf16         D, A in 4 registers, B       N = 128, 96, 64, 16       A, B K-major
 //     mma_bf16_rows    D, A in shared memory, B     N = 128                   A K-major, B MN-major
 //     mma_bf16_rows    D, A in 4 registers, B       N = 128, 64               A K-major, B MN-major
 //
@@ -162,6 +162,10 @@ __device__ __forceinline__ void mma_bf16(float (&d)[32], const std::uint32_t (&a
 __device__ __forceinline__ void mma_bf16(float (&d)[64], const std::uint32_t (&a)[4], Descriptor b,
                                          bool accumulate) {
   SNAPMLA_MMA_RS(64, "m64n128k16.f32.bf16.bf16", "%64,%65,%66,%67", "%68", "%69", "1, 1, 0");
+}
+__device__ __forceinline__ void mma_bf16(float (&d)[48], const std::uint32_t (&a)[4], Descriptor b,
+                                         bool accumulate) {
+  SNAPMLA_MMA_RS(48, "m64n96k16.f32.bf16.bf16", "%48,%49,%50,%51", "%52", "%53", "1, 1, 0");
 }
 __device__ __forceinline__ void mma_bf16(float (&d)[8], const std::uint32_t (&a)[4], Descriptor b,
                                          bool accumulate) {

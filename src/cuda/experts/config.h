@@ -17,31 +17,11 @@ namespace snapmla::cuda_ops::moe {
 
 using product::TokenTile;
 
-/// Widths of token tiles, by the kind of weights: widening e4m3 weights takes the registers that a second warpgroup's tokens would
-/// need. Clusters of two CTAs that shared their tokens by multicast took 36 to 44 % more time in decoding and gained 10 % in
-/// one prefill of four (bench/results/experts-variants-h100.csv).
-inline constexpr int kWidths[] = {16, 64, 128, 192, 256};
-inline constexpr std::span<const int> kBf16Widths(kWidths);
-inline constexpr std::span<const int> kE4m3Widths(kWidths, 3);
-
 /// Tokens that an expert will hardly exceed where chance alone decides (in one of 700 cases), if `tokens` tokens choose `top_k` of
 /// `choices` experts each.
 inline double likely_tokens(std::int64_t tokens, std::int64_t top_k, std::int64_t choices) {
   const double mean = static_cast<double>(tokens * top_k) / static_cast<double>(choices);
   return std::min(static_cast<double>(tokens), mean + 3 * std::sqrt(mean));
-}
-
-/// Token tiles of an expert with `likely` tokens.
-inline int tiles_of(double likely, int width) {
-  return std::max(1, static_cast<int>(std::ceil(likely / width)));
-}
-
-/// The width that asks least of L2, which bounds wide tiles: a tile asks for the rows of its weights, 128 a CTA, and of its tokens.
-inline int tile_width(double likely, std::span<const int> widths) {
-  const auto rows = [likely](int width) {
-    return tiles_of(likely, width) * (2 * product::kTileRows + width);
-  };
-  return *std::min_element(widths.begin(), widths.end(), [&](int a, int b) { return rows(a) < rows(b); });
 }
 
 /// No routing of `pairs` pairs (a token and one expert of its choice) makes more tiles: the full ones hold `width`

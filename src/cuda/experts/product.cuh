@@ -108,35 +108,55 @@ __device__ __forceinline__ float activate(float gate, float up) {
 // A lane 4g + c of a warp holds, of its 16 rows, rows g and g + 8 of tokens 8j + 2c and 8j + 2c + 1. Rows come in
 // eights that are all there or all not, as their number is a multiple of 8.
 
-/// h to [place][output]: eight rows of eight tokens are turned round, so that a lane has two rows of token g and a
-/// token's 16 bytes lie in four neighbouring lanes.
-template <class S>
-__device__ __forceinline__ void store_hidden(const float (&gate)[S::kGroupTokens / 2],
-                                             const float (&up)[S::kGroupTokens / 2], const ProductArgs& args,
+/// Eight outputs of eight tokens of h to [place][output]. A lane has output g of tokens 2c and 2c + 1; they are turned
+/// round, so that it has two outputs of token g and a token's 16 bytes lie in four neighbouring lanes.
+__device__ __forceinline__ void store_hidden(float h0, float h1, const ProductArgs& args,
                                              const TokenTile& tile, int row, int first_token, int lane) {
-  auto* out = static_cast<Bf16*>(args.out) + row + 2 * (lane % 4);
+  const std::uint32_t pair = transpose_matrix(pack_bf16(h0, h1));
+  const int token = first_token + lane / 4;
+  if (token >= tile.count || row >= args.rows) return;
+  auto* out = static_cast<Bf16*>(args.out) + std::int64_t{tile.first + token} * args.rows;
+  *reinterpret_cast<std::uint32_t*>(out + row + 2 * (lane % 4)) = pair;
+}
+
+/// The sums of gate and up in registers of their own.
+template <int kSums>
+__device__ __forceinline__ void store_hidden(const float (&gate)[kSums], const float (&up)[kSums],
+                                             const ProductArgs& args, const TokenTile& tile, int row,
+                                             int first_token, int lane) {
 #pragma unroll
-  for (int j = 0; j < S::kGroupTokens / 8; ++j) {
-    if (first_token + 8 * j >= tile.count) break;
-    const int token = first_token + 8 * j + lane / 4;
+  for (int j = 0; j < kSums / 4; ++j) {
+    const int token = first_token + 8 * j;
+    if (token >= tile.count) break;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int at = 4 * j + 2 * r;
-      const std::uint32_t pair =
-          transpose_matrix(pack_bf16(activate(gate[at], up[at]), activate(gate[at + 1], up[at + 1])));
-      if (token < tile.count && row + 8 * r < args.rows)
-        *reinterpret_cast<std::uint32_t*>(out + std::int64_t{tile.first + token} * args.rows + 8 * r) = pair;
+      store_hidden(activate(gate[at], up[at]), activate(gate[at + 1], up[at + 1]), args, tile, row + 8 * r,
+                   token, lane);
     }
   }
 }
 
+/// Gate in row g and up in row g + 8 of the same sums (product::rows_of_both_tiles).
+template <int kSums>
+__device__ __forceinline__ void store_hidden(const float (&sum)[kSums], const ProductArgs& args,
+                                             const TokenTile& tile, int row, int first_token, int lane) {
+#pragma unroll
+  for (int j = 0; j < kSums / 4; ++j) {
+    const int token = first_token + 8 * j;
+    if (token >= tile.count) break;
+    store_hidden(activate(sum[4 * j], sum[4 * j + 2]), activate(sum[4 * j + 1], sum[4 * j + 3]), args, tile,
+                 row, token, lane);
+  }
+}
+
 /// The sums to [place][output]: eight lanes fill a sector.
-template <class S>
-__device__ __forceinline__ void store_sums(const float (&sum)[S::kGroupTokens / 2], const ProductArgs& args,
+template <int kSums>
+__device__ __forceinline__ void store_sums(const float (&sum)[kSums], const ProductArgs& args,
                                            const TokenTile& tile, int row, int first_token, int lane) {
   auto* out = static_cast<float*>(args.out) + row + lane / 4;
 #pragma unroll
-  for (int j = 0; j < S::kGroupTokens / 8; ++j) {
+  for (int j = 0; j < kSums / 4; ++j) {
     if (first_token + 8 * j >= tile.count) break;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -165,32 +185,56 @@ __device__ __forceinline__ void skip(Stages<Op, S>& at, const ProductArgs& args,
   }
 }
 
+/// Items with bf16 weights: a warpgroup has both weight tiles and its part of the tokens.
 template <class Op, class S>
-__device__ __forceinline__ void run_products(const ProductArgs& args, std::uint32_t s_base, int group,
-                                             int warp, int lane) {
-  constexpr bool kE4m3 = std::is_same_v<typename S::Weights, product::E4m3Weights>;
-  const int first_token = group * S::kGroupTokens;
+__device__ __forceinline__ void run_bf16_products(const ProductArgs& args, std::uint32_t s_base, int group,
+                                                  int warp, int lane) {
+  const int first_token = group * S::kPartTokens;
   for (Stages<Op, S> at(args); at.more(); at.next()) {
     if (S::kGroups > 1 && at.tile.count <= first_token) {
       skip(at, args, s_base, lane);
       continue;
     }
-    float first[S::kGroupTokens / 2] = {};
-    float second[S::kGroupTokens / 2] = {};
-    if constexpr (kE4m3) {
-      product::multiply_e4m3<S>(
-          first, second, at, args.stages, scales_of(args.first_scales, args, at.tile.expert, at.first_row),
-          scales_of(args.second_scales, args, at.tile.expert, at.first_row + Op::kSecondRow), s_base, warp,
-          lane);
-    } else {
-      product::multiply_bf16<S>(first, second, at, args.stages, s_base, group, lane);
-    }
+    float first[S::kPartTokens / 2] = {};
+    float second[S::kPartTokens / 2] = {};
+    product::multiply_bf16<S>(first, second, at, args.stages, s_base, group, lane);
     const int row = at.first_row + 16 * warp;
     if constexpr (Op::kSecondRow == 0) {
-      store_hidden<S>(first, second, args, at.tile, row, first_token, lane);
+      store_hidden(first, second, args, at.tile, row, first_token, lane);
     } else {
-      store_sums<S>(first, args, at.tile, row, first_token, lane);
-      store_sums<S>(second, args, at.tile, row + Op::kSecondRow, first_token, lane);
+      store_sums(first, args, at.tile, row, first_token, lane);
+      store_sums(second, args, at.tile, row + Op::kSecondRow, first_token, lane);
+    }
+  }
+}
+
+/// Items with e4m3 weights: a warpgroup has half of the rows and all tokens.
+template <class Op, class S>
+__device__ __forceinline__ void run_e4m3_products(const ProductArgs& args, std::uint32_t s_base, int group,
+                                                  int warp, int lane) {
+  for (Stages<Op, S> at(args); at.more(); at.next()) {
+    const float* first_scale = scales_of(args.first_scales, args, at.tile.expert, at.first_row);
+    const float* second_scale =
+        scales_of(args.second_scales, args, at.tile.expert, at.first_row + Op::kSecondRow);
+    float sum[S::kParts][S::kPartTokens / 2] = {};
+    if constexpr (Op::kSecondRow == 0) {
+      product::multiply_e4m3<S>(sum, at, args.stages,
+                                product::rows_of_both_tiles<S>(first_scale, second_scale, group, warp, lane),
+                                s_base, lane);
+    } else {
+      product::multiply_e4m3<S>(sum, at, args.stages,
+                                product::rows_of_tile<S>(first_scale, second_scale, group, warp, lane),
+                                s_base, lane);
+    }
+#pragma unroll
+    for (int part = 0; part < S::kParts; ++part) {
+      const int first_token = part * S::kPartTokens;
+      if constexpr (Op::kSecondRow == 0) {
+        store_hidden(sum[part], args, at.tile, at.first_row + 32 * group + 8 * warp, first_token, lane);
+      } else {
+        store_sums(sum[part], args, at.tile, at.first_row + Op::kSecondRow * group + 16 * warp, first_token,
+                   lane);
+      }
     }
   }
 }
@@ -218,7 +262,11 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     __syncwarp();
   } else {
     if (Op::kStartsEarly) wait_for_previous_grid();
-    run_products<Op, S>(args, s_base, warp / 4, warp % 4, lane);
+    if constexpr (std::is_same_v<typename S::Weights, product::E4m3Weights>) {
+      run_e4m3_products<Op, S>(args, s_base, warp / 4, warp % 4, lane);
+    } else {
+      run_bf16_products<Op, S>(args, s_base, warp / 4, warp % 4, lane);
+    }
   }
 }
 

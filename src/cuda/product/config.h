@@ -9,11 +9,18 @@
 // order, 16 by 16, so a token's bits do not depend on it.
 //
 // e4m3 weights become the bf16 numbers that they stand for (core/plain_ops.h) in the registers of the warpgroup that
-// multiplies, which hands them to the tensor core from there. It takes some 4 instructions a weight: at 3 TB/s, 13 bytes a
-// cycle and SM, 40 % of what an SM can issue.
+// multiplies, which hands them to the tensor core from there. Two warpgroups share the rows of the weights, and each
+// multiplies its 64 with all tokens of the tile; with bf16 weights, where a second warpgroup is there only for more than 128
+// tokens, the two share the tokens. Integer shifts in place of the conversion by f16 cost 5 to 13 % of a product, one
+// warpgroup in place of two nothing at 16 and 64 tokens and up to 12 % above: what bounds wide tiles is L2, which
+// every CTA asks for the tokens as well, at 64 tokens as many bytes as of weights (docs/whole-models.md).
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstdint>
+#include <span>
 
 #include "core/host_device.h"
 #include "core/plain_ops.h"
@@ -29,14 +36,33 @@ inline constexpr int kStepsAPanel = kPanelDims / 16;
 inline constexpr std::uint32_t kWeightTileBytes = kTileRows * kRowBytes;
 inline constexpr std::uint32_t kSharedBytes = 232448;  ///< 227 KB, what a CTA can have on Hopper
 
-/// The kinds of weights: how much of K a stage's 128 bytes of a row are.
+/// The kinds of weights: how much of K a stage's 128 bytes of a row are, and how many warpgroups multiply.
 struct Bf16Weights {
   static constexpr int kDims = 64;
+  static constexpr int groups(int width) { return width > 128 ? 2 : 1; }
 };
 struct E4m3Weights {
   static constexpr int kDims = 128;
+  static constexpr int groups(int /*width*/) { return 2; }
 };
 static_assert(E4m3Weights::kDims == kWeightBlock, "a stage of a weight tile has one scale");
+
+/// Widths of token tiles, by the kind of weights. More tokens with e4m3 ones would not leave registers for the fragments. Clusters of
+/// two CTAs that shared the tokens of experts by multicast took 36 to 44 % more time in decoding and gained 10 % in one
+/// prefill of four (bench/results/experts-variants-h100.csv).
+inline constexpr std::array<int, 5> kBf16Widths{16, 64, 128, 192, 256};
+inline constexpr std::array<int, 4> kE4m3Widths{16, 64, 128, 192};
+
+/// Token tiles of a matrix with `likely` tokens.
+inline int tiles_of(double likely, int width) {
+  return std::max(1, static_cast<int>(std::ceil(likely / width)));
+}
+
+/// The width that asks least of L2, which bounds wide tiles: a tile asks for the rows of its weights, 128 a CTA, and of its tokens.
+inline int tile_width(double likely, std::span<const int> widths) {
+  const auto rows = [likely](int width) { return tiles_of(likely, width) * (2 * kTileRows + width); };
+  return *std::min_element(widths.begin(), widths.end(), [&](int a, int b) { return rows(a) < rows(b); });
+}
 
 /// Up to a tile's width of rows of x that lie side by side, and the matrix of the stack that they meet.
 struct TokenTile {
@@ -45,14 +71,16 @@ struct TokenTile {
   int count;
 };
 
-/// Tiles of kTokens tokens. More than 128 take two warpgroups, whose sums would not fit in the registers of one.
+/// Tiles of kTokens tokens. More than 128 are two products side by side: a product's N is at most 128 here. With bf16 weights they
+/// take two warpgroups, whose sums, two tiles each, would not fit in the registers of one.
 template <class WeightKind, int kTokens, std::uint32_t kMostBytes = kSharedBytes>
 struct Shape {
   using Weights = WeightKind;
   static constexpr int kWidth = kTokens;
   static constexpr int kPanels = Weights::kDims / kPanelDims;
-  static constexpr int kGroups = kWidth > 128 ? 2 : 1;   ///< warpgroups that multiply
-  static constexpr int kGroupTokens = kWidth / kGroups;  ///< N of a product
+  static constexpr int kGroups = Weights::groups(kWidth);  ///< warpgroups that multiply
+  static constexpr int kParts = kWidth > 128 ? 2 : 1;
+  static constexpr int kPartTokens = kWidth / kParts;  ///< N of a product
   static constexpr int kBoxRows =
       kWidth >= 128 ? 32 : 8;  ///< tokens a copy; boxes without a token are not copied
   static constexpr int kThreads = kGroups * 128 + 32;  ///< the last warp loads
@@ -73,7 +101,7 @@ struct Shape {
 
   static_assert(kStageBytes % 1024 == 0, "tiles must start where the swizzle does");
   static_assert(kStages >= 3 && kBytes <= kMostBytes);
-  static_assert(kBoxBytes % 1024 == 0 && kWidth % kBoxRows == 0 && kBoxRows <= kGroupTokens);
+  static_assert(kBoxBytes % 1024 == 0 && kWidth % kBoxRows == 0 && kBoxRows <= kPartTokens);
 
   /// Copies of a panel that bring `count` tokens.
   SNAPMLA_HOST_DEVICE static constexpr int boxes(int count) { return (count + kBoxRows - 1) / kBoxRows; }

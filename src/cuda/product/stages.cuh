@@ -2,7 +2,7 @@
 // (`At`): the experts' goes from item to item and never drains, a projection's has one item.
 //
 //     loading thread    weights, tokens -> stage                                                  full[stage]
-//     warpgroups        4 steps of K = 16, 8 for e4m3, for each of two weight tiles, sums in registers    empty[stage]
+//     warpgroups        4 steps of K = 16, 8 for e4m3, sums in registers                          empty[stage]
 //
 // At: slot and phase of the ring, stage (128 bytes of a weight's row) of the item, tile, first_row; more(), next().
 #pragma once
@@ -88,17 +88,18 @@ __device__ __forceinline__ void release(std::uint32_t s_base, std::uint32_t slot
   arrive_warp(s_base + S::kEmpty + 8 * slot, lane);
 }
 
-/// Tokens of a stage's panel, as B.
+/// Tokens of a stage's panel from those of part `part` on, as B.
 template <class S>
-__device__ __forceinline__ Descriptor panel_tokens(std::uint32_t s_stage, int panel, int group) {
-  return k_major(s_stage + S::kTokenRows + panel * S::kPanelBytes + group * S::kGroupTokens * kRowBytes, 1024,
+__device__ __forceinline__ Descriptor panel_tokens(std::uint32_t s_stage, int panel, int part) {
+  return k_major(s_stage + S::kTokenRows + panel * S::kPanelBytes + part * S::kPartTokens * kRowBytes, 1024,
                  Swizzle::k128B);
 }
 
-/// The sums of one item for the tokens of warpgroup `group`, from `at` up to stage `end`; moves `at` to the last of these.
+/// The sums of one item, both weight tiles with the tokens of part `group`, from `at` up to stage `end`; moves `at` to the last of
+/// these.
 template <class S, class At>
-__device__ __forceinline__ void multiply_bf16(float (&first)[S::kGroupTokens / 2],
-                                              float (&second)[S::kGroupTokens / 2], At& at, int end,
+__device__ __forceinline__ void multiply_bf16(float (&first)[S::kPartTokens / 2],
+                                              float (&second)[S::kPartTokens / 2], At& at, int end,
                                               std::uint32_t s_base, int group, int lane) {
   std::uint32_t before = at.slot;  // slot of the stage before
   bool any = false;
@@ -135,82 +136,100 @@ __device__ __forceinline__ uint2 widen_codes(std::uint32_t codes, float scale) {
   return make_uint2(pack_bf16(x.x * scale, x.y * scale), pack_bf16(x.z * scale, x.w * scale));
 }
 
-/// The fragments of a panel of one weight tile, four steps: rows g and g + 8 of the warp's 16.
-__device__ __forceinline__ void widen_tile(std::uint32_t (&a)[kStepsAPanel][4], std::uint32_t s_tile,
-                                           int panel, float scale, int warp, int lane) {
+/// Where a lane finds the two rows of its fragments, g and g + 8 of its warp's 16.
+struct LaneRows {
+  std::uint32_t tile[2];  ///< S::kFirstWeights or S::kSecondWeights
+  std::uint32_t row[2];   ///< of the tile
+  const float* scale[2];  ///< of the tile's rows, one a stage
+};
+
+/// A group's rows are a tile of their own: the first of group 0, the second of group 1.
+template <class S>
+__device__ __forceinline__ LaneRows rows_of_tile(const float* first_scale, const float* second_scale,
+                                                 int group, int warp, int lane) {
+  const std::uint32_t tile = group == 0 ? S::kFirstWeights : S::kSecondWeights;
+  const float* scale = group == 0 ? first_scale : second_scale;
+  const auto row = static_cast<std::uint32_t>(16 * warp + lane / 4);
+  return {{tile, tile}, {row, row + 8}, {scale, scale}};
+}
+
+/// A group's rows are half of both tiles: row g of a fragment is of the first, row g + 8 the same row of the second, so
+/// that a lane has the sums of both.
+template <class S>
+__device__ __forceinline__ LaneRows rows_of_both_tiles(const float* first_scale, const float* second_scale,
+                                                       int group, int warp, int lane) {
+  const auto row = static_cast<std::uint32_t>(32 * group + 8 * warp + lane / 4);
+  return {{S::kFirstWeights, S::kSecondWeights}, {row, row}, {first_scale, second_scale}};
+}
+
+/// Four steps of fragments.
+using PanelFragments = std::uint32_t[kStepsAPanel][4];
+
+__device__ __forceinline__ void widen_panel(PanelFragments& a, std::uint32_t s_stage, int panel,
+                                            const LaneRows& rows, const float (&scale)[2], int lane) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const auto row = static_cast<std::uint32_t>(16 * warp + 8 * half + lane / 4);
-    const int4 codes = load_shared<int4>(
-        s_tile + tile_offset_128b(row, static_cast<std::uint32_t>(codes_of_lane(lane % 4, panel))));
+    const auto byte = static_cast<std::uint32_t>(codes_of_lane(lane % 4, panel));
+    const int4 codes = load_shared<int4>(s_stage + rows.tile[half] + tile_offset_128b(rows.row[half], byte));
     const int words[kStepsAPanel] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
     for (int k = 0; k < kStepsAPanel; ++k) {
-      const uint2 wide = widen_codes(static_cast<std::uint32_t>(words[k]), scale);
+      const uint2 wide = widen_codes(static_cast<std::uint32_t>(words[k]), scale[half]);
       a[k][half] = wide.x;
       a[k][2 + half] = wide.y;
     }
   }
 }
 
-/// The products of a panel: four steps for each of two weight tiles.
+/// The products of a panel with all parts of the tokens.
 template <class S>
-__device__ __forceinline__ void multiply_panel(float (&first)[S::kGroupTokens / 2],
-                                               float (&second)[S::kGroupTokens / 2],
-                                               const std::uint32_t (&a)[2][kStepsAPanel][4],
-                                               Descriptor tokens) {
+__device__ __forceinline__ void multiply_panel(float (&sum)[S::kParts][S::kPartTokens / 2],
+                                               const PanelFragments& a, std::uint32_t s_stage, int panel) {
   mma_fence();
 #pragma unroll
   for (int k = 0; k < kStepsAPanel; ++k) {
-    const Descriptor step = tokens.advance(k * kStepBytes);
-    mma_bf16(first, a[0][k], step, true);
-    mma_bf16(second, a[1][k], step, true);
+#pragma unroll
+    for (int part = 0; part < S::kParts; ++part)
+      mma_bf16(sum[part], a[k], panel_tokens<S>(s_stage, panel, part).advance(k * kStepBytes), true);
   }
   mma_commit();
 }
 
-/// As multiply_bf16 with e4m3 weights: the fragments of a panel are made while the products of the panel before run.
-/// `first_scale`, `second_scale`: those of the two tiles' rows, one a stage.
+/// The sums of one item, the group's rows of e4m3 weights with all tokens, from `at` up to stage `end`; moves `at` to the last of
+/// these. The fragments of a panel are made while the products of the panel before run.
 template <class S, class At>
-__device__ __forceinline__ void multiply_e4m3(float (&first)[S::kGroupTokens / 2],
-                                              float (&second)[S::kGroupTokens / 2], At& at, int end,
-                                              const float* first_scale, const float* second_scale,
-                                              std::uint32_t s_base, int warp, int lane) {
-  std::uint32_t even[2][kStepsAPanel][4];  // fragments of panel 0, both tiles
-  std::uint32_t odd[2][kStepsAPanel][4];   // of panel 1
-  float scale[2];                          // of the stage's two tiles
+__device__ __forceinline__ void multiply_e4m3(float (&sum)[S::kParts][S::kPartTokens / 2], At& at, int end,
+                                              const LaneRows& rows, std::uint32_t s_base, int lane) {
+  PanelFragments even;  // of panel 0
+  PanelFragments odd;   // of panel 1
+  float scale[2];
   const auto wait_for_stage = [&] {
-    scale[0] = __ldg(first_scale + at.stage);
-    scale[1] = __ldg(second_scale + at.stage);
+    scale[0] = __ldg(rows.scale[0] + at.stage);
+    scale[1] = __ldg(rows.scale[1] + at.stage);
     wait(s_base + S::kFull + 8 * at.slot, at.phase);
   };
-  const auto widen_panel = [&](std::uint32_t(&a)[2][kStepsAPanel][4], int panel) {
-    const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
-    widen_tile(a[0], s_stage + S::kFirstWeights, panel, scale[0], warp, lane);
-    widen_tile(a[1], s_stage + S::kSecondWeights, panel, scale[1], warp, lane);
-  };
   wait_for_stage();
-  widen_panel(even, 0);
+  widen_panel(even, s_base + at.slot * S::kStageBytes, 0, rows, scale, lane);
 #pragma unroll 1
   for (;;) {
-    const std::uint32_t s_stage = s_base + at.slot * S::kStageBytes;
     const std::uint32_t slot = at.slot;
+    const std::uint32_t s_stage = s_base + slot * S::kStageBytes;
     const bool last = at.stage + 1 == end;
-    multiply_panel<S>(first, second, even, panel_tokens<S>(s_stage, 0, 0));
-    widen_panel(odd, 1);
+    multiply_panel<S>(sum, even, s_stage, 0);
+    widen_panel(odd, s_stage, 1, rows, scale, lane);
     mma_wait<0>();
-    multiply_panel<S>(first, second, odd, panel_tokens<S>(s_stage, 1, 0));
+    multiply_panel<S>(sum, odd, s_stage, 1);
     if (!last) {
       at.next();
       wait_for_stage();
-      widen_panel(even, 0);
+      widen_panel(even, s_base + at.slot * S::kStageBytes, 0, rows, scale, lane);
     }
     mma_wait<0>();
     release<S>(s_base, slot, lane);
     if (last) break;
   }
-  pin(first);
-  pin(second);
+#pragma unroll
+  for (int part = 0; part < S::kParts; ++part) pin(sum[part]);
 }
 
 }  // namespace snapmla::cuda_ops::product
