@@ -193,10 +193,12 @@ std::optional<std::vector<float>> kept_scales(const PlainOps& ops, const Checkpo
 }
 
 void refuse_nan(const Checkpoint& checkpoint, const std::string& weight, std::span<const std::byte> codes) {
-  constexpr std::byte kMagnitude{0x7f};
-  bool found = false;
-  for (const std::byte code : codes) found |= (code & kMagnitude) == kMagnitude;  // no branch: vector code
-  if (found) {
+  constexpr unsigned char kNan = 0x7f;  // or 0xff
+  const auto* magnitudes = reinterpret_cast<const unsigned char*>(codes.data());
+  unsigned char largest = 0;  // of all, and not the first that is found: so the loop becomes vector code
+  for (std::size_t i = 0; i < codes.size(); ++i)
+    largest = std::max(largest, static_cast<unsigned char>(magnitudes[i] & kNan));
+  if (largest == kNan) {
     fail(ErrorCode::kCorruptFile, "weights", checkpoint.dir(), ": tensor \"", weight,
          "\" must be of numbers; got a NaN (e4m3 0x7f or 0xff)");
   }
