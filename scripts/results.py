@@ -27,7 +27,7 @@ RESULTS = ROOT / "bench" / "results"
 EVAL = "build/cpu/apps/snapmla eval models/tiny-mla --passkey --samples 20 --lengths 512,1k,2k,4k --json"
 PAIRS = "build/cpu/apps/snapmla eval models/tiny-mla --tokens 0 --pairs 64 --samples 40 --lengths 2k,8k --json"
 BENCH = "build/cpu/bench/snapmla_bench --benchmark_filter=decode_tokens --benchmark_repetitions=5 --benchmark_format=json"
-LOAD = "bench/load_time.py --runs 9"
+LOAD = "bench/load_time.py --runs 15"
 FILES = {"eval-tiny-mla-cpu.json": EVAL, "pairs-tiny-mla-cpu.json": PAIRS, "engine-tiny-mla-cpu.json": BENCH, "load-cpu.json": LOAD}
 
 
