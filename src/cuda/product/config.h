@@ -11,9 +11,10 @@
 // e4m3 weights become the bf16 numbers that they stand for (core/plain_ops.h) in the registers of the warpgroup that
 // multiplies, which hands them to the tensor core from there. Two warpgroups share the rows of the weights, and each
 // multiplies its 64 with all tokens of the tile; with bf16 weights, where a second warpgroup is there only for more than 128
-// tokens, the two share the tokens. Integer shifts in place of the conversion by f16 cost 5 to 13 % of a product, one
-// warpgroup in place of two nothing at 16 and 64 tokens and up to 12 % above: what bounds wide tiles is L2, which
-// every CTA asks for the tokens as well, at 64 tokens as many bytes as of weights (docs/whole-models.md).
+// tokens, the two share the tokens. Integer shifts in place of the conversion by way of f16 cost 3 to 18 % of a product, one
+// warpgroup in place of two nothing at 16 and 64 tokens and 5 to 19 % above (bench/results/fp8-weights-h100.csv): what
+// bounds wide tiles is L2, which every CTA asks for the tokens as well, at 64 tokens as many bytes as of weights
+// (docs/whole-models.md).
 #pragma once
 
 #include <algorithm>
