@@ -2,7 +2,7 @@
 //
 // In bins masses are fixed-point numbers, so that atomics add them up to the same bits in any order, and so that a bin's
 // mass is the sum of its bins' in the next round. Each is off by at most 2^-62 of a bound on the sum of all (log2_bound), so
-// all of 2^17 together by 2^-45 times that bound, which for a model's logits is far below 2^10.
+// all of 2^18 together by 2^-44 times that bound, which for a model's logits is far below 2^10.
 #pragma once
 
 #include "cuda/sample/config.cuh"
