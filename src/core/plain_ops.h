@@ -116,7 +116,7 @@ class PlainOps {
   virtual void rms_norm(const ConstTensorView& x, const ConstTensorView& weight, float eps,
                         const TensorView& out, Stream) const = 0;
 
-  /// Whether e4m3 weights of such matrices are faster here than the bf16 ones they stand for. If not, linear and experts still
+  /// Whether e4m3 weights of such matrices are faster here, at the rows of a decode step, than the bf16 ones they stand for. If not, linear and experts still
   /// take them, except where arrange_weight() refuses.
   [[nodiscard]] virtual bool prefers_e4m3(std::int64_t out, std::int64_t in) const = 0;
 

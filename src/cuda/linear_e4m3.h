@@ -7,7 +7,8 @@
 
 namespace snapmla::cuda_ops {
 
-/// Whether e4m3 weights of this shape can be multiplied here; they are then the faster ones, as they are half the bytes.
+/// Whether e4m3 weights of this shape can be multiplied here. They are then the faster ones for up to some 200 rows, as they are
+/// half the bytes, and the slower ones above (docs/whole-models.md).
 bool prefers_e4m3(std::int64_t out, std::int64_t in);
 
 /// The order of product/config.h, in place.
