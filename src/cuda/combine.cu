@@ -5,249 +5,89 @@
 //
 // in fp32. The order of every sum depends on the number of partials alone, so the same partials give the same bits
 // in any batch: up to 12 are added up one after the other; more in eight groups (partials 0, 8, 16 ... are group
-// 0), and the groups in order.
+// 0), each in units of exp of its own maximum, and then the groups in order.
 //
-// A unit of work is 256 dims of a row, 8 dims a lane. With few partials a warp does a unit alone, and a block eight
-// of them; with many, one request spread over the whole machine, a block does one: a warp a group, merged through
-// shared memory. That is a task, and the tasks of all split requests lie one behind the other, so that the blocks
-// share them evenly however the lengths differ.
+// A unit of work is half a row, or a whole one, 8 dims a lane of each half. With few partials a warp does a unit alone,
+// and a block eight of them; with many, one request spread over the whole machine, a block does one: a warp a group,
+// merged through shared memory. That is a task, and the tasks of all split requests lie one behind the other, so that
+// the blocks share them evenly however the lengths differ.
 //
-// Time is latency: split_offsets -> lse and partials -> out. So partials are copied to shared memory, many in flight
-// at once, and what follows from split_offsets, which the plan wrote, is worked out before the kernel ahead has
-// ended. Loops stay loops: this kernel runs between two others, and its instructions are fetched anew every time.
+// Time is latency (docs/decode-kernel.md): a warp asks for the lse of its own partials, a lane each, and for all of its
+// partials by bulk copies, one instruction; that is the only trip to L2 behind the kernel ahead. What follows from
+// split_offsets, which the plan wrote, is worked out before that kernel has ended. Loops stay loops: this kernel runs
+// between two others, and its instructions are fetched anew every time.
 #include <algorithm>
-#include <cstddef>
 
-#include "core/bf16.h"
+#include "cuda/combine/merge.cuh"
 #include "cuda/device/launch.h"
-#include "cuda/device/ptx.cuh"
-#include "cuda/device/reduce.cuh"
 #include "cuda/ops.h"
 #include "cuda/require.h"
 
 namespace snapmla::cuda_ops {
 namespace {
 
-constexpr int kLogGroups = 3;
-constexpr int kGroups = 1 << kLogGroups;
-constexpr int kWarps = kGroups;
-constexpr int kFewPartials = 12;
-constexpr float kLn2 = 0.693147181F;
-constexpr int kLaneDims = 8;
-constexpr int kSliceDims = kLaneDims * kWarpLanes;
-constexpr int kSlices = kLatentDim / kSliceDims;
-/// Blocks of a grid: four on each of 132 SMs, which are there at once. More would gain nothing, and a batch that is
+using namespace merging;
+
+/// Blocks of a grid: three on each of 132 SMs, which are there at once. More would gain nothing, and a batch that is
 /// not split pays for each.
-constexpr std::int64_t kMaxBlocks = 4 * 132;
+constexpr int kBlocksOfSm = 3;
+constexpr std::int64_t kMaxBlocks = kBlocksOfSm * 132;
 constexpr int kChunk = 1024;  ///< requests that a grid's row of blocks can share
 
-struct CombineArgs {
-  const void* partial_out;     ///< [partials][rows][512], float or half
-  const float* partial_lse;    ///< [partials][rows]
-  const float* partial_scale;  ///< [partials], of half partials
-  const int* split_offsets;
-  int num_partials;  ///< capacity
-  int batch;
-  int rows;
-  int fewest;  ///< requests with fewer partials are left alone
-  void* out;
-  bool out_bf16;
-  float* lse;
-};
+/// The requests of a grid's row of blocks: their partials and their tasks.
+struct Requests {
+  int partials[kChunk + 1];  ///< request b has partials [b] .. [b + 1]
+  int task[kChunk];          ///< where its tasks begin
 
-/// The partials of one request.
-struct Range {
-  int begin;
-  int count;
-};
-
-__device__ __forceinline__ Range partials_of_request(const CombineArgs& args, int b) {
-  const int begin = max(__ldcg(args.split_offsets + b), 0);
-  const int end = min(__ldcg(args.split_offsets + b + 1), args.num_partials);
-  return {.begin = begin, .count = end - begin};
-}
-
-/// 8 dims of a partial as memory holds them, and how they are added up.
-struct Floats {
-  static constexpr int kBytes = 4;
-  static constexpr int kAtOnce = 4;  ///< partials of a warp on their way to shared memory
-
-  static __device__ __forceinline__ float scale(const CombineArgs& /*args*/, std::int64_t /*partial*/) {
-    return 1;
-  }
-  static __device__ __forceinline__ void add(float (&sum)[kLaneDims], float weight, std::uint32_t s_lane) {
-    const auto low = load_shared<float4>(s_lane);
-    const auto high = load_shared<float4>(s_lane + 16);
-    const float x[kLaneDims] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (int d = 0; d < kLaneDims; ++d) sum[d] = fmaf(weight, x[d], sum[d]);
+  __device__ Range range(int b) const {
+    return {.begin = partials[b], .count = partials[b + 1] - partials[b]};
   }
 };
 
-struct Halves {
-  static constexpr int kBytes = 2;
-  static constexpr int kAtOnce = 9;  ///< a group's share of 66 partials: one request of 128 rows over 132 SMs
-
-  static __device__ __forceinline__ float scale(const CombineArgs& args, std::int64_t partial) {
-    return __ldcg(args.partial_scale + partial);
-  }
-  static __device__ __forceinline__ void add(float (&sum)[kLaneDims], float weight, std::uint32_t s_lane) {
-    const int4 words = load_shared<int4>(s_lane);
-    const int pairs[kLaneDims / 2] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < kLaneDims / 2; ++i) {
-      const float2 x = unpack_half(static_cast<std::uint32_t>(pairs[i]));
-      sum[2 * i] = fmaf(weight, x.x, sum[2 * i]);
-      sum[2 * i + 1] = fmaf(weight, x.y, sum[2 * i + 1]);
-    }
-  }
+/// How a row of blocks shares its requests' tasks.
+struct Shares {
+  int tasks;        ///< in all
+  int unit_slices;  ///< 1: half rows; kSlices: whole ones
 };
 
-struct Softmax {
-  float max;
-  float sum;
-};
-
-/// Over the partials of a row. Lane l takes partials l, l + 32, ..., four at a time so that their loads overlap; all
-/// warps that ask get the same bits. An empty partial has lse -inf.
-__device__ __forceinline__ Softmax softmax_of(const CombineArgs& args, const Range& range, int row,
-                                              int lane) {
-  constexpr int kAtOnce = 4;
-  const auto weight = [](float lse, float max) { return lse == -INFINITY ? 0.0F : exp_fast(lse - max); };
-  const float* lses = args.partial_lse + std::int64_t{range.begin} * args.rows + row;
-  float max = -INFINITY;
-  float sum = 0;
-#pragma unroll 1
-  for (int begin = lane; begin < range.count; begin += kAtOnce * kWarpLanes) {
-    float lse[kAtOnce];
-    float larger = max;
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const std::int64_t i = begin + j * kWarpLanes;
-      lse[j] = i < range.count ? __ldcg(lses + i * args.rows) : -INFINITY;
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) larger = fmaxf(larger, lse[j]);
-    sum *= weight(max, larger);
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) sum += weight(lse[j], larger);
-    max = larger;
-  }
-  const float of_row = warp_max(max);
-  return {.max = of_row, .sum = warp_sum(max == -INFINITY ? sum : sum * exp_fast(max - of_row))};
-}
-
-__device__ __forceinline__ float inverse_of(float sum) {
-  return sum == 0 ? 0 : reciprocal_fast(sum);  // a row that no partial sees is zero
-}
-
-__device__ __forceinline__ void store_lane(const CombineArgs& args, std::int64_t element,
-                                           const float (&sum)[kLaneDims], float inverse) {
-  float x[kLaneDims];
-#pragma unroll
-  for (int d = 0; d < kLaneDims; ++d) x[d] = sum[d] * inverse;
-  if (args.out_bf16) {
-    *reinterpret_cast<uint4*>(static_cast<Bf16*>(args.out) + element) = make_uint4(
-        pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
-  } else {
-    auto* to = reinterpret_cast<float4*>(static_cast<float*>(args.out) + element);
-    to[0] = make_float4(x[0], x[1], x[2], x[3]);
-    to[1] = make_float4(x[4], x[5], x[6], x[7]);
-  }
-}
-
-/// The groups' sums added up in order, a dim a thread, and stored.
-__device__ __forceinline__ void store_groups(const CombineArgs& args, std::int64_t element,
-                                             const float (&sum)[kLaneDims], float inverse, int warp, int lane,
-                                             float (&s_group)[kGroups][kSliceDims]) {
-  const std::uint32_t s_mine = shared_address(&s_group[warp][kLaneDims * lane]);
-  store_shared(s_mine, make_float4(sum[0], sum[1], sum[2], sum[3]));
-  store_shared(s_mine + 16, make_float4(sum[4], sum[5], sum[6], sum[7]));
-  __syncthreads();
-  const int dim = warp * kWarpLanes + lane;
-  float total = s_group[0][dim];
-#pragma unroll
-  for (int group = 1; group < kGroups; ++group) total += s_group[group][dim];
-  total *= inverse;
-  if (args.out_bf16) {
-    static_cast<Bf16*>(args.out)[element + dim] = Bf16{static_cast<std::uint16_t>(pack_bf16(total, 0))};
-  } else {
-    static_cast<float*>(args.out)[element + dim] = total;
-  }
-  __syncthreads();
-}
-
-/// sum += w out over partials first, first + 2^log_step, ... of a unit, in order. Returns the row's softmax. An empty
-/// partial has lse -inf, and what it holds is not used. `s_lane`: this lane's place in the warp's shared memory,
-/// kAtOnce partials of 256 dims.
+/// Fills `s_requests`. Half rows are taken where no block then has more than one task, else whole rows of halves: a bulk
+/// copy takes an SM some 25 cycles, of 512 bytes or of 1,024. The sums are the same, bit for bit.
 template <class Stored>
-__device__ __forceinline__ Softmax merge(const CombineArgs& args, const Range& range, int row, int dim,
-                                         int first, int log_step, int lane, std::uint32_t s_lane,
-                                         float (&sum)[kLaneDims]) {
-  const int step = 1 << log_step;
-  constexpr int kPartialBytes = kSliceDims * Stored::kBytes;
-  const std::int64_t partial_stride = std::int64_t{args.rows} * kLatentDim * Stored::kBytes;
-  const auto* g_out = static_cast<const std::byte*>(args.partial_out) + range.begin * partial_stride +
-                      (std::int64_t{row} * kLatentDim + dim) * Stored::kBytes;
-  Softmax softmax{};
-  for (int begin = first; begin < range.count; begin += kWarpLanes * step) {  // a lane a partial
-    const int mine = begin + lane * step;
-    const std::int64_t partial = range.begin + (mine < range.count ? mine : first);
-    const float lse = __ldcg(args.partial_lse + partial * args.rows + row);
-    const float scale = Stored::scale(args, partial);
-    const int count = min(kWarpLanes, (range.count - begin + step - 1) >> log_step);
+__device__ __forceinline__ Shares place_tasks(const CombineArgs& args, int first_request, int requests,
+                                              Requests& s_requests) {
+  __shared__ std::int64_t s_warp[kWarpLanes];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
 #pragma unroll 1
-    for (int i = 0; i < count; i += Stored::kAtOnce) {
-      const int now = min(count - i, Stored::kAtOnce);
-#pragma unroll 1
-      for (int j = 0; j < now; ++j) {
-        const std::byte* from = g_out + (begin + (i + j) * step) * partial_stride;
-        for (int part = 0; part < Stored::kBytes / 2; ++part)
-          copy_async_16(s_lane + j * kPartialBytes + 16 * part, from + 16 * part);
-      }
-      if (begin == first && i == 0) softmax = softmax_of(args, range, row, lane);
-      const float weight = lse == -INFINITY ? 0.0F : exp_fast(lse - softmax.max) * scale;
-      wait_copies();
-#pragma unroll 1
-      for (int j = 0; j < now; ++j) {
-        const float w = __shfl_sync(kAllLanes, weight, i + j);
-        if (w != 0) Stored::add(sum, w, s_lane + j * kPartialBytes);
-      }
-    }
-  }
-  return softmax;
-}
-
-__device__ __forceinline__ bool is_few(int count) {
-  return count <= kFewPartials;
-}
-
-__device__ __forceinline__ int tasks_of(const CombineArgs& args, int b) {
-  const int count = partials_of_request(args, b).count;
-  if (count < args.fewest) return 0;
-  const int units = args.rows * kSlices;
-  return is_few(count) ? (units + kWarps - 1) / kWarps : units;
-}
-
-/// Where the tasks of each request begin; returns how many there are in all.
-__device__ __forceinline__ int place_tasks(const CombineArgs& args, int first_request, int requests,
-                                           int (&s_task)[kChunk]) {
-  __shared__ int s_warp[kWarpLanes];
-  const int share = (requests + static_cast<int>(blockDim.x) - 1) / static_cast<int>(blockDim.x);
-  const int begin = min(static_cast<int>(threadIdx.x) * share, requests);
+  for (int b = thread; b <= requests; b += threads)
+    s_requests.partials[b] = min(max(__ldcg(args.split_offsets + first_request + b), 0), args.num_partials);
+  __syncthreads();
+  const auto tasks_of = [&](int b, int unit_slices) {
+    const int count = s_requests.range(b).count;
+    if (count < args.fewest) return 0;
+    const int units = args.rows * (kSlices / unit_slices);
+    return is_few(count) ? (units + kWarps - 1) / kWarps : units;
+  };
+  const int share = (requests + threads - 1) / threads;
+  const int begin = min(thread * share, requests);
   const int end = min(begin + share, requests);
-  int tasks = 0;
+  std::int64_t both = 0;  // tasks of half rows, and 2^32 for each of whole rows
 #pragma unroll 1
-  for (int b = begin; b < end; ++b) tasks += tasks_of(args, first_request + b);
-  const ScanResult scan = block_scan(tasks, s_warp);
-  int place = scan.before;
+  for (int b = begin; b < end; ++b)
+    both += tasks_of(b, 1) + (std::int64_t{tasks_of(b, Stored::kMostUnitSlices)} << 32);
+  const ScanResult scan = block_scan(both, s_warp);
+  const bool halves =
+      Stored::kMostUnitSlices == 1 || static_cast<int>(scan.total) <= static_cast<int>(gridDim.x);
+  const auto chosen = [&](std::int64_t tasks) { return static_cast<int>(halves ? tasks : tasks >> 32); };
+  const Shares shares{.tasks = chosen(scan.total), .unit_slices = halves ? 1 : Stored::kMostUnitSlices};
+  int place = chosen(scan.before);
 #pragma unroll 1
   for (int b = begin; b < end; ++b) {
-    s_task[b] = place;
-    place += tasks_of(args, first_request + b);
+    s_requests.task[b] = place;
+    place += tasks_of(b, shares.unit_slices);
   }
   __syncthreads();
-  return scan.total;
+  return shares;
 }
 
 struct Task {
@@ -258,67 +98,84 @@ struct Task {
 };
 
 /// What task `index` is; only the index where there is none.
-__device__ __forceinline__ Task find_task(const CombineArgs& args, const int (&s_task)[kChunk],
-                                          int first_request, int requests, int index, int tasks) {
+__device__ __forceinline__ Task find_task(const Requests& s_requests, int first_request, int requests,
+                                          int index, int tasks) {
   if (index >= tasks) return {.index = index};
   int b = 0;  // the last request whose first task is not above this one: those without tasks come before it
+#pragma unroll 1
   for (int above = requests; above - b > 1;) {
     const int middle = (b + above) / 2;
-    (s_task[middle] <= index ? b : above) = middle;
+    (s_requests.task[middle] <= index ? b : above) = middle;
   }
   return {.index = index,
           .request = first_request + b,
-          .in_request = index - s_task[b],
-          .range = partials_of_request(args, first_request + b)};
+          .in_request = index - s_requests.task[b],
+          .range = s_requests.range(b)};
 }
 
-template <class Stored>
-constexpr int kWarpBytes = Stored::kAtOnce* kSliceDims* Stored::kBytes;
-
-/// One task of a request with few partials: a unit a warp. Or with many: the groups of one unit.
-template <class Stored>
-__device__ __forceinline__ void do_task(const CombineArgs& args, const Task& task, std::uint8_t* s_partials,
-                                        float (&s_group)[kGroups][kSliceDims]) {
+/// One task, units of kUnitSlices slices: of few partials a unit a warp, of many the groups of one unit.
+template <class Stored, int kUnitSlices>
+__device__ __forceinline__ void do_task(const CombineArgs& args, const Task& task, WarpCopies& copies,
+                                        Groups& s_groups) {
+  constexpr int kUnits = kSlices / kUnitSlices;  // of a row
   const bool few = is_few(task.range.count);
   const int warp = warp_index();
   const int lane = lane_index();
   const int unit = few ? task.in_request * kWarps + warp : task.in_request;
-  if (unit >= args.rows * kSlices) return;  // of few alone, so no block is torn apart
-  const int row = unit / kSlices;
-  const int first_dim = unit % kSlices * kSliceDims;
-  const std::uint32_t s_lane =
-      shared_address(s_partials) + warp * kWarpBytes<Stored> + lane * kLaneDims * Stored::kBytes;
-  float sum[kLaneDims] = {};
-  const Softmax softmax = merge<Stored>(args, task.range, row, first_dim + kLaneDims * lane, few ? 0 : warp,
-                                        few ? 0 : kLogGroups, lane, s_lane, sum);
-  const float inverse = inverse_of(softmax.sum);
+  if (unit >= args.rows * kUnits) return;  // of few alone, so no block is torn apart
+  const int row = unit / kUnits;
+  const int dim = unit % kUnits * kUnitSlices * kSliceDims;
+  Sum<kUnitSlices> sum = {};
+  Softmax softmax = merge<Stored, kUnitSlices>(args, task.range, row, dim, few ? 0 : warp,
+                                               few ? 0 : kLogGroups, lane, copies, sum);
   const std::int64_t out_row = std::int64_t{task.request} * args.rows + row;
+  const std::int64_t element = out_row * kLatentDim + dim;
   if (few) {
-    store_lane(args, out_row * kLatentDim + first_dim + kLaneDims * lane, sum, inverse);
+    const float inverse = inverse_of(softmax.sum);
+#pragma unroll
+    for (int slice = 0; slice < kUnitSlices; ++slice)
+      store_lane(args, element + slice * kSliceDims + kLaneDims * lane, sum[slice], inverse);
   } else {
-    store_groups(args, out_row * kLatentDim + first_dim, sum, inverse, warp, lane, s_group);
+    softmax = store_groups<kUnitSlices>(args, element, sum, softmax, warp, lane, s_groups);
     if (warp > 0) return;
   }
-  if (lane == 0 && first_dim == 0) args.lse[out_row] = softmax.max + kLn2 * log2_fast(softmax.sum);
+  if (lane == 0 && dim == 0) args.lse[out_row] = lse_of(softmax);
 }
 
-/// Grid: (blocks, chunks of kChunk requests). Shared memory: the tasks' places, 4 KB; the groups' sums, 8 KB; the
-/// warps' partials, dynamic, 36 KB of halves and 32 KB of floats.
+/// Grid: (blocks, chunks of kChunk requests). Shared memory: the requests, 8 KB; the groups, 16 KB; the warps' units,
+/// dynamic, 72 KB.
 template <class Stored>
-__global__ void __launch_bounds__(kWarps* kWarpLanes, 4)
+__global__ void __launch_bounds__(kWarps* kWarpLanes, kBlocksOfSm)
     combine_kernel(const __grid_constant__ CombineArgs args) {
-  extern __shared__ __align__(16) std::uint8_t s_partials[];
-  __shared__ int s_task[kChunk];
-  __shared__ float s_group[kGroups][kSliceDims];
+  extern __shared__ __align__(16) std::uint8_t s_units[];
+  __shared__ Requests s_requests;
+  __shared__ Groups s_groups;
+  __shared__ std::uint64_t s_barriers[kWarps];
   launch_next_grid();
+  const int warp = warp_index();
+  WarpCopies copies{.s_units = shared_address(s_units) + warp * kWarpBytes,
+                    .barrier = shared_address(&s_barriers[warp]),
+                    .parity = 0};
+  if (lane_index() == 0) {
+    barrier_init(copies.barrier, 1);
+    fence_barrier_init();
+  }
   const int first_request = static_cast<int>(blockIdx.y) * kChunk;
   const int requests = min(args.batch - first_request, kChunk);
-  const int tasks = place_tasks(args, first_request, requests, s_task);
-  Task task = find_task(args, s_task, first_request, requests, static_cast<int>(blockIdx.x), tasks);
+  const Shares shares = place_tasks<Stored>(args, first_request, requests, s_requests);
+  const auto find = [&](int index) {
+    return find_task(s_requests, first_request, requests, index, shares.tasks);
+  };
+  Task task = find(static_cast<int>(blockIdx.x));
   wait_for_previous_grid();
-  while (task.index < tasks) {
-    do_task<Stored>(args, task, s_partials, s_group);
-    task = find_task(args, s_task, first_request, requests, task.index + static_cast<int>(gridDim.x), tasks);
+#pragma unroll 1
+  while (task.index < shares.tasks) {
+    if (shares.unit_slices == 1) {
+      do_task<Stored, 1>(args, task, copies, s_groups);
+    } else {
+      do_task<Stored, Stored::kMostUnitSlices>(args, task, copies, s_groups);
+    }
+    task = find(task.index + static_cast<int>(gridDim.x));
   }
 }
 
@@ -327,7 +184,7 @@ enum class Launch { kAlone, kOverlapped };
 /// kAlone where split_offsets may come from the kernel ahead: those of a plan do not (device/launch.h).
 template <class Stored>
 void launch(const CombineArgs& args, Launch how, cudaStream_t stream) {
-  constexpr int kSharedBytes = kWarps * kWarpBytes<Stored>;
+  constexpr int kSharedBytes = kWarps * kWarpBytes;
   allow_shared_memory<combine_kernel<Stored>, kSharedBytes>();
   const std::int64_t most_tasks = std::int64_t{args.batch} * args.rows * kSlices;
   const dim3 grid(static_cast<unsigned>(std::min(most_tasks, kMaxBlocks)),

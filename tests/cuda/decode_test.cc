@@ -146,20 +146,35 @@ TEST_F(CudaDecode, RepeatsBitForBit) {
   }
 }
 
+// A large batch is merged by whole rows, a small one by half rows; 700 tokens are few partials and 2,000 many.
 TEST_F(CudaDecode, FixedSplitsDoNotDependOnTheRestOfTheBatch) {
-  for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
-    const Problem alone =
-        make_problem({.seq_lens = {700}, .heads = 16, .format = format, .fixed_split_tokens = 128});
-    const Solution expected = solve(cuda(), alone);
-    Problem crowd = make_problem(
-        {.seq_lens = {700, 2000, 3}, .heads = 16, .format = format, .fixed_split_tokens = 128, .seed = 9});
-    std::copy(alone.q_latent.begin(), alone.q_latent.end(), crowd.q_latent.begin());
-    std::copy(alone.q_rope.begin(), alone.q_rope.end(), crowd.q_rope.begin());
-    crowd.kv[0] = alone.kv[0];
-    Solution found = solve(cuda(), crowd);
-    found.out.resize(expected.out.size());
-    found.lse.resize(expected.lse.size());
-    EXPECT_TRUE(same_solution(found, expected)) << to_string(format);
+  struct Case {
+    int seq_len;
+    int heads;
+    int fixed_split_tokens;
+    std::vector<int> others;
+  };
+  for (const Case& c : {Case{700, 16, 128, {2000, 3}}, Case{700, 128, 64, std::vector<int>(30, 200)},
+                        Case{2000, 128, 64, std::vector<int>(30, 200)}}) {
+    for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
+      AttentionCase spec{.seq_lens = {c.seq_len},
+                       .heads = c.heads,
+                       .format = format,
+                       .fixed_split_tokens = c.fixed_split_tokens};
+      const Problem alone = make_problem(spec);
+      const Solution expected = solve(cuda(), alone);
+      spec.seq_lens.insert(spec.seq_lens.end(), c.others.begin(), c.others.end());
+      spec.seed = 9;
+      Problem crowd = make_problem(spec);
+      std::copy(alone.q_latent.begin(), alone.q_latent.end(), crowd.q_latent.begin());
+      std::copy(alone.q_rope.begin(), alone.q_rope.end(), crowd.q_rope.begin());
+      crowd.kv[0] = alone.kv[0];
+      Solution found = solve(cuda(), crowd);
+      found.out.resize(expected.out.size());
+      found.lse.resize(expected.lse.size());
+      EXPECT_TRUE(same_solution(found, expected))
+          << to_string(format) << ' ' << c.seq_len << " x " << c.heads;
+    }
   }
 }
 
