@@ -167,6 +167,9 @@ __global__ void __launch_bounds__(kWarps* kWarpLanes, kBlocksOfSm)
     return find_task(s_requests, first_request, requests, index, shares.tasks);
   };
   Task task = find(static_cast<int>(blockIdx.x));
+  // Nothing to do: end at once, so that the next kernel finds the SMs free when the one ahead ends. The first block waits
+  // on behalf of all (device/launch.h).
+  if (task.index >= shares.tasks && (blockIdx.x > 0 || blockIdx.y > 0)) return;
   wait_for_previous_grid();
 #pragma unroll 1
   while (task.index < shares.tasks) {
