@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "cli.h"
 #include "common.h"
@@ -163,9 +164,7 @@ std::vector<GreedyComparison> evaluate_greedy(Session& session, const EvalOption
   return compare_greedy(session.caches(), prompts, options.greedy_tokens, [&] { progress.update(++done); });
 }
 
-TaskFigures evaluate_tasks(Session& session, const EvalOptions& options) {
-  const TaskSequences tasks(parse_task_file(read_text(options.tasks)), session.any().tokenizer(),
-                            session.max_context);
+TaskFigures evaluate_tasks(Session& session, const TaskSequences& tasks) {
   Progress progress("tasks", tasks.num_scored(), "tokens");
   std::int64_t done = 0;
   return tasks.score(session.caches(), [&] { progress.update(++done); });
@@ -217,7 +216,12 @@ int evaluate(const EvalOptions& options) {
   apply(options.common);
   const OutputFile file("--output", options.output);
   const auto start = std::chrono::steady_clock::now();
+  // What is wrong with the tasks is said before anything is scored.
+  std::optional<TaskFile> task_file;
+  if (!options.tasks.empty()) task_file = parse_task_file(read_text(options.tasks));
   Session session = open_session(options);
+  std::optional<TaskSequences> tasks;
+  if (task_file) tasks.emplace(*std::move(task_file), session.any().tokenizer(), session.max_context);
   const Backend& backend = backend_by_name(options.common.backend);
   EvalResult result{.model = session.any().options().model_dir,
                     .backend = fmt::format("{} ({})", backend.name(), backend.device_name()),
@@ -230,7 +234,7 @@ int evaluate(const EvalOptions& options) {
   if (options.passkey) result.retrieval.push_back(evaluate_retrieval(session, options, 0));
   if (options.pairs > 0) result.retrieval.push_back(evaluate_retrieval(session, options, options.pairs));
   if (options.greedy > 0) result.greedy = evaluate_greedy(session, options);
-  if (!options.tasks.empty()) result.tasks = evaluate_tasks(session, options);
+  if (tasks) result.tasks = evaluate_tasks(session, *tasks);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   const std::string json = eval_json(result).dump(2) + "\n";

@@ -147,5 +147,23 @@ TEST_F(Tasks, TheProgramScoresAFile) {
   EXPECT_GT(json["tasks"]["texts"]["bits_per_byte_bf16"], 0);
 }
 
+// The text is wrong too, which the later steps say: the tasks' error comes before theirs.
+TEST_F(Tasks, TheProgramRefusesTasksBeforeItScores) {
+  const testing::TempDir files;
+  testing::write_file(files.file("bad.jsonl"), "{\"text\": 1}\n");
+  testing::write_file(files.file("short.jsonl"),
+                      "{\"context\": \"\", \"choices\": [\" a\", \" b\"], \"answer\": 0}\n");
+  testing::write_file(files.file("text.txt"), "too short for a greedy text");
+  const auto error = [&](const std::string& tasks, const std::string& text) {
+    const auto result = testing::run_program({.args = {"eval", model_, "--text", files.file(text), "--tokens",
+                                                       "0", "--greedy", "1", "--tasks", files.file(tasks)}});
+    EXPECT_EQ(result.exit_code, 1) << result.err;
+    return result.err;
+  };
+  EXPECT_THAT(error("none.jsonl", "none.txt"), HasSubstr("none.jsonl: No such file or directory"));
+  EXPECT_THAT(error("bad.jsonl", "none.txt"), HasSubstr("[tasks] line 1 must be"));
+  EXPECT_THAT(error("short.jsonl", "text.txt"), HasSubstr("[tasks] a context must be at least two tokens"));
+}
+
 }  // namespace
 }  // namespace snapmla::apps
