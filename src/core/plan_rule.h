@@ -30,8 +30,7 @@
 namespace snapmla {
 
 inline constexpr int kPairTokens = 2 * kPageTokens;
-/// A change of item: 7 us on an H100 where all SMs change at once (128 requests of 1K tokens beside 64), 5 us where
-/// few do, and a pair takes 2.2 us (docs/decode-kernel.md).
+/// A change of item: 5 to 7 us on an H100, and a pair takes 2.2 us (docs/decode-kernel.md).
 inline constexpr int kItemPairs = 3;
 /// A cut: partials written and read back on each side, and a merge, 4 us.
 inline constexpr int kSlackPairs = 2;

@@ -40,6 +40,17 @@ inline constexpr std::uint32_t kWeightBytes = kTileRows * kPairTokens;  ///< P o
 inline constexpr std::uint32_t kScalesBytes = kPairTokens * 4;
 inline constexpr std::uint32_t kRowFloatsBytes = kTileRows * 4;
 
+/// What the score warps need of an item: worked out by others while the item before is under way, since between two items
+/// everything waits for them (docs/decode-kernel.md).
+struct ScoreItem {
+  static constexpr std::uint32_t kWords = 0;  ///< request, first, end, partial, alone, unmasked_end; [8] int
+  static constexpr std::uint32_t kFactors = 32;  ///< of a row: |softmax_scale| log2(e) q_scale; [64] float
+  static constexpr std::uint32_t kSees =
+      kFactors + kRowFloatsBytes;  ///< the end of the tokens it sees; [64] int
+  static constexpr std::uint32_t kBytes = kSees + kRowFloatsBytes;
+};
+inline constexpr int kNumItems = 2;  ///< in shared memory: the one under way and the next
+
 enum Barrier : std::uint32_t {
   kQueryFull,                          ///< Q tile loaded
   kQueryEmpty,                         ///< last QK of an item done
@@ -55,7 +66,9 @@ enum Barrier : std::uint32_t {
   kTailClean = kTailIssued + kNumSlots,     ///< its unused tokens are zero
   kSumsFull = kTailClean + kNumSlots,       ///< 1 / (448 row sums) of an item published
   kSumsEmpty,
-  kNumBarriers
+  kItemFull,                           ///< what the score warps need of an item is in shared memory
+  kItemEmpty = kItemFull + kNumItems,  ///< they are done with the item
+  kNumBarriers = kItemEmpty + kNumItems
 };
 
 /// Byte offsets in shared memory; swizzled tiles first, on 1,024-byte borders.
@@ -72,7 +85,8 @@ struct Shared {
   static constexpr std::uint32_t kMoved = kKeeps + kNumSlots * kRowFloatsBytes;       ///< [slot][4 warps] int
   static constexpr std::uint32_t kSums = kMoved + kNumSlots * 16;                     ///< [64 rows]
   static constexpr std::uint32_t kBarriers = kSums + kRowFloatsBytes;
-  static constexpr std::uint32_t kBytes = kBarriers + kNumBarriers * 8;
+  static constexpr std::uint32_t kItems = kBarriers + (kNumBarriers + 1) / 2 * 16;  ///< [2] ScoreItem
+  static constexpr std::uint32_t kBytes = kItems + kNumItems * ScoreItem::kBytes;
 };
 static_assert(Shared::kSlots % 1024 == 0 && Shared::kWeights % 1024 == 0 && kSlotBytes % 1024 == 0);
 static_assert(Shared::kGains % 16 == 0 && Shared::kMoved % 16 == 0 && Shared::kBarriers % 8 == 0);

@@ -4,7 +4,8 @@
 //     warpgroup 0      scores    QK of a pair (m64n128), softmax, P        120 registers
 //     warpgroups 1, 2  values    PV: 256 dims each, promoted a pair        184
 //     warpgroup 3      loads     one thread copies pages and queries;       24
-//                                three warps zero the tails of requests
+//                                three warps zero the tails of requests and
+//                                prepare the next item for the score warps
 //
 //     pair     n                    n + 1                    n + 2
 //     loads    n + 2 as parts of slot n % 2 come free
@@ -38,6 +39,8 @@ __device__ __forceinline__ void init_barriers(std::uint32_t s_base) {
   init(kTailClean, kNumSlots, kCleanerWarps);
   init(kSumsFull, 1, kScoreWarps);
   init(kSumsEmpty, 1, kValueWarps);
+  init(kItemFull, kNumItems, kCleanerWarps);
+  init(kItemEmpty, kNumItems, kScoreWarps);
   fence_barrier_init();
 }
 
@@ -69,11 +72,39 @@ __device__ __forceinline__ void run_loads(const Args& args, const Maps& maps, st
   }
 }
 
+/// An item for the score warps, by the three warps that clean: `turn` items of this CTA come before it.
+__device__ __forceinline__ void fill_item(const Args& args, std::uint32_t s_base, int index, int turn,
+                                          int first_row, int thread) {
+  const int slot = turn % kNumItems;
+  const std::uint32_t s_item = s_base + Shared::kItems + slot * ScoreItem::kBytes;
+  wait(barrier(s_base, kItemEmpty + slot), ((turn / kNumItems) & 1) ^ 1);
+  const Item item = load_item(args, index);
+  const auto sees = [&](int row) {
+    return min(item.end, args.causal ? item.seq_len - args.s + row / args.heads + 1 : item.seq_len);
+  };
+  if (thread < kTileRows) {
+    const int row = first_row + thread;
+    const float scale =
+        row < args.rows ? args.q_scale[static_cast<std::int64_t>(item.request) * args.rows + row] : 0;
+    store_shared(s_item + ScoreItem::kFactors + 4 * thread,
+                 fmaxf(fabsf(args.logit_factor) * scale, kMinFactor));
+    store_shared(s_item + ScoreItem::kSees + 4 * thread, sees(row));
+  } else if (thread == kTileRows) {
+    const int words[] = {item.request, item.first,         item.end,
+                         item.partial, item.alone ? 1 : 0, sees(first_row)};
+#pragma unroll
+    for (int i = 0; i < 6; ++i) store_shared(s_item + ScoreItem::kWords + 4 * i, words[i]);
+  }
+  arrive_warp(barrier(s_base, kItemFull + slot), thread % 32);
+}
+
 __device__ __forceinline__ void run_cleaning(const Args& args, std::uint32_t s_base, int begin, int end,
-                                             int thread) {
+                                             int first_row, int thread) {
   std::uint32_t tails = 0;  // bit slot: parity of the tails this slot has had
   int n = 0;
+  fill_item(args, s_base, begin, 0, first_row, thread);
   for (int index = begin; index < end; ++index) {
+    if (index + 1 < end) fill_item(args, s_base, index + 1, index + 1 - begin, first_row, thread);
     const Item item = load_item(args, index);
     n += item.pairs();
     if (!item.has_tail()) continue;
@@ -174,24 +205,26 @@ __device__ __forceinline__ void finish_rows(const RowPair& row, const Args& args
 
 __device__ __forceinline__ void run_scores(const Args& args, std::uint32_t s_base, int begin, int end,
                                            int first_row, int warp, int lane) {
-  const int row_in_request = first_row + warp * 16 + lane / 4;
   int n = 0;
   int queries = 0;
   for (int index = begin; index < end; ++index) {
-    const Item item = load_item(args, index);
+    const int turn = index - begin;
+    const int slot = turn % kNumItems;
+    const std::uint32_t s_item = s_base + Shared::kItems + slot * ScoreItem::kBytes;
+    wait(barrier(s_base, kItemFull + slot), (turn / kNumItems) & 1);
+    const auto words = load_shared<int4>(s_item + ScoreItem::kWords);
+    const auto more = load_shared<int2>(s_item + ScoreItem::kWords + 16);
+    const Item item{
+        .request = words.x, .first = words.y, .end = words.z, .partial = words.w, .alone = more.x != 0};
+    const int unmasked_end = more.y;
     const int pairs = item.pairs();
     RowPair row{};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int in_request = row_in_request + 8 * r;
-      const bool real = in_request < args.rows;
-      const std::int64_t at = static_cast<std::int64_t>(item.request) * args.rows + in_request;
-      row.factor[r] = fmaxf(real ? fabsf(args.logit_factor) * args.q_scale[at] : 0, kMinFactor);
-      row.sees[r] =
-          min(item.end, args.causal ? item.seq_len - args.s + in_request / args.heads + 1 : item.seq_len);
+      const std::uint32_t s_row = s_item + 4 * (warp * 16 + lane / 4 + 8 * r);
+      row.factor[r] = load_shared<float>(s_row + ScoreItem::kFactors);
+      row.sees[r] = load_shared<int>(s_row + ScoreItem::kSees);
     }
-    const int all_see = args.causal ? item.seq_len - args.s + first_row / args.heads + 1 : item.seq_len;
-    const int unmasked_end = min(item.end, all_see);
     if (pairs > 0) wait(barrier(s_base, kQueryFull), queries++ & 1);
     for (int pair = 0; pair < pairs; ++pair, ++n) {
       const int pair_first = item.first + pair * kPairTokens;
@@ -199,7 +232,8 @@ __device__ __forceinline__ void run_scores(const Args& args, std::uint32_t s_bas
       score_pair(row, s_base, n, item.end - pair_first, visible, (args.logit_factor < 0),
                  (pair_first + kPairTokens > unmasked_end), pair == 0, pair + 1 == pairs, warp, lane);
     }
-    finish_rows(row, args, item, s_base, index - begin, first_row, warp, lane);
+    finish_rows(row, args, item, s_base, turn, first_row, warp, lane);
+    arrive_warp(barrier(s_base, kItemEmpty + slot), lane);
   }
 }
 
@@ -313,7 +347,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else if (group == 3) {
     lower_registers<kLoadRegisters>();
     if (threadIdx.x == kLoadThread) run_loads(args, maps, s_base, begin, end, first_row);
-    if (warp > 12) run_cleaning(args, s_base, begin, end, static_cast<int>(threadIdx.x) - 13 * 32);
+    if (warp > 12) run_cleaning(args, s_base, begin, end, first_row, static_cast<int>(threadIdx.x) - 13 * 32);
   } else {
     raise_registers<kValueRegisters>();
     run_values(args, s_base, begin, end, first_row, group - 1, warp % 4, lane);

@@ -211,6 +211,24 @@ __device__ __forceinline__ void wait_copies() {
 template <class T>
 __device__ __forceinline__ T load_shared(std::uint32_t s_address) = delete;
 template <>
+__device__ __forceinline__ int load_shared<int>(std::uint32_t s_address) {
+  int x;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(s_address));
+  return x;
+}
+template <>
+__device__ __forceinline__ float load_shared<float>(std::uint32_t s_address) {
+  float x;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(s_address));
+  return x;
+}
+template <>
+__device__ __forceinline__ int2 load_shared<int2>(std::uint32_t s_address) {
+  int2 v;
+  asm volatile("ld.shared.v2.s32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(s_address));
+  return v;
+}
+template <>
 __device__ __forceinline__ float2 load_shared<float2>(std::uint32_t s_address) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(s_address));
