@@ -158,9 +158,9 @@ TEST_F(CudaDecode, FixedSplitsDoNotDependOnTheRestOfTheBatch) {
                         Case{2000, 128, 64, std::vector<int>(30, 200)}}) {
     for (const CacheFormat format : {CacheFormat::kFp8, CacheFormat::kBf16}) {
       AttentionCase spec{.seq_lens = {c.seq_len},
-                       .heads = c.heads,
-                       .format = format,
-                       .fixed_split_tokens = c.fixed_split_tokens};
+                         .heads = c.heads,
+                         .format = format,
+                         .fixed_split_tokens = c.fixed_split_tokens};
       const Problem alone = make_problem(spec);
       const Solution expected = solve(cuda(), alone);
       spec.seq_lens.insert(spec.seq_lens.end(), c.others.begin(), c.others.end());
