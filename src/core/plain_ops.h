@@ -16,6 +16,13 @@
 
 namespace snapmla {
 
+inline constexpr std::int64_t kWeightBlock = 128;
+
+/// Scales of so many rows or columns of weights.
+constexpr std::int64_t num_weight_blocks(std::int64_t extent) {
+  return (extent + kWeightBlock - 1) / kWeightBlock;
+}
+
 /// A weight matrix [out, in] or a stack of them [n, out, in], as the products take it: bf16, or e4m3 with a scale a
 /// block of kWeightBlock x kWeightBlock. An e4m3 weight stands for the bf16 numbers bf16(fp32(e4m3 * scale)), so that a product
 /// is the same whether its weight was made bf16 beforehand or not.
@@ -23,7 +30,7 @@ struct WeightView {
   ConstTensorView
       values{};  ///< dense but for the first dimension; e4m3: codes other than NaN, as arrange_weight() left them
   ConstTensorView
-      scales{};  ///< e4m3 only: f32 [(n,) ceil(out / kWeightBlock), in / kWeightBlock], dense, finite
+      scales{};  ///< e4m3 only: f32 [(n,) num_weight_blocks(out), in / kWeightBlock], dense, finite
 
   WeightView() = default;
   // Implicit: most weights are bf16.
@@ -35,7 +42,6 @@ struct WeightView {
   [[nodiscard]] bool present() const { return values.present(); }
   [[nodiscard]] bool is_e4m3() const { return scales.present(); }
 };
-inline constexpr std::int64_t kWeightBlock = 128;
 
 /// How the router turns logits into the chosen experts and their weights.
 enum class Scoring : std::uint8_t { kSoftmax, kSigmoid };

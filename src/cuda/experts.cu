@@ -71,8 +71,7 @@ void check_weight(const WeightView& weight, std::int64_t experts, std::int64_t o
   SNAPMLA_ASSERT(is_shape(weight.values, e4m3 ? DType::kE4M3 : DType::kBF16, experts, out, in));
   if (!e4m3) return;
   SNAPMLA_ASSERT(in % kWeightBlock == 0);
-  SNAPMLA_ASSERT(is_shape(weight.scales, DType::kF32, experts, (out + kWeightBlock - 1) / kWeightBlock,
-                          in / kWeightBlock));
+  SNAPMLA_ASSERT(is_shape(weight.scales, DType::kF32, experts, num_weight_blocks(out), in / kWeightBlock));
   SNAPMLA_ASSERT(weight.scales.stride(1) == weight.scales.dim(2));
 }
 

@@ -36,11 +36,6 @@ void check_fp8(const Checkpoint& checkpoint, const std::string& weight,
 /// Whether a weight [out, in] with such blocks stays e4m3 on a backend with these ops, as far as its shape says.
 bool stays_e4m3(const PlainOps& ops, const Fp8Blocks& blocks, std::int64_t out, std::int64_t in);
 
-/// Scales of so many rows or columns of weights.
-constexpr std::int64_t num_weight_blocks(std::int64_t extent) {
-  return (extent + kWeightBlock - 1) / kWeightBlock;
-}
-
 /// The scales of a weight that stays e4m3, [(n,) rows, columns] in blocks; nothing where it must become BF16: where it is of
 /// another type or stays_e4m3 says no. `parts`: a stack's matrices are as many weights, one below the other (gate and up).
 /// check_fp8 must hold for an e4m3 weight. Throws kCorruptFile for scales that are not finite.

@@ -41,8 +41,7 @@ bool is_weight(const WeightView& weight, int rank) {
   const std::int64_t out = values.dim(rank - 2);
   const std::int64_t in = values.dim(rank - 1);
   return values.stride(rank - 2) == in && in % kWeightBlock == 0 && scales.is_contiguous() &&
-         (rank == 2 || scales.dim(0) == values.dim(0)) &&
-         scales.dim(rank - 2) == (out + kWeightBlock - 1) / kWeightBlock &&
+         (rank == 2 || scales.dim(0) == values.dim(0)) && scales.dim(rank - 2) == num_weight_blocks(out) &&
          scales.dim(rank - 1) == in / kWeightBlock;
 }
 

@@ -147,7 +147,7 @@ WeightView gate_or_up(const Mixture& m, const Places& at, std::int64_t start) {
                            {m.expert_stride(), c.hidden, 1});
   };
   if (at.gate_up_codes == nullptr) return view(at.gate_up, DType::kBF16);
-  const std::int64_t rows = (c.inter + kWeightBlock - 1) / kWeightBlock;
+  const std::int64_t rows = num_weight_blocks(c.inter);
   const std::int64_t columns = c.hidden / kWeightBlock;
   const std::int64_t matrix = std::int64_t{c.inter} * c.hidden;
   return {
@@ -160,7 +160,7 @@ WeightView down_of(const Case& c, const Places& at) {
   if (at.down_codes == nullptr) return ConstTensorView(at.down, DType::kBF16, {c.experts, c.hidden, c.inter});
   return {ConstTensorView(at.down_codes, DType::kE4M3, {c.experts, c.hidden, c.inter}),
           ConstTensorView(at.down_scales, DType::kF32,
-                          {c.experts, (c.hidden + kWeightBlock - 1) / kWeightBlock, c.inter / kWeightBlock})};
+                          {c.experts, num_weight_blocks(c.hidden), c.inter / kWeightBlock})};
 }
 
 ExpertsParams make_params(const Mixture& m, const Places& at, int first, int tokens) {

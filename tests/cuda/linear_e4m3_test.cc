@@ -55,8 +55,7 @@ class Projection {
     const OnDevice<std::uint8_t> out(cuda(), poison<std::uint8_t>(tokens * out_stride() * size_of(dtype())));
     const WeightView weight(
         ConstTensorView(codes_.data(), DType::kE4M3, {c_.out, c_.in}),
-        ConstTensorView(scales_.data(), DType::kF32,
-                        {(c_.out + kWeightBlock - 1) / kWeightBlock, c_.in / kWeightBlock}));
+        ConstTensorView(scales_.data(), DType::kF32, {num_weight_blocks(c_.out), c_.in / kWeightBlock}));
     cuda().plain_ops().linear(rows(x_device_.data() + first * x_stride(), tokens), weight,
                               bias(bias_device_.data()), outs(out.data(), tokens), {});
     return out.host();

@@ -25,7 +25,7 @@ inline RandomE4m3Weights random_e4m3_weights(std::int64_t count, std::int64_t ro
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   std::uniform_real_distribution<float> spread(1.0F / 64, 1.0F / 8);
-  const std::int64_t scale_rows = (rows + kWeightBlock - 1) / kWeightBlock;
+  const std::int64_t scale_rows = num_weight_blocks(rows);
   const std::int64_t scale_columns = columns / kWeightBlock;
   RandomE4m3Weights weights;
   for (std::int64_t i = 0; i < count * scale_rows * scale_columns; ++i)
