@@ -1,7 +1,7 @@
 // What `snapmla eval` found, and how it is shown: text tables, Markdown tables, or JSON.
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <utility>

@@ -1,7 +1,7 @@
 // What `snapmla bench kernel` prints: a line, a CSV row and a JSON object for each measured point.
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 

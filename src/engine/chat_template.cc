@@ -1,6 +1,7 @@
 #include "engine/chat_template.h"
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "engine/jinja/interpreter.h"

@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "core/e4m3.h"
 #include "core/parallel.h"
+#include "model/json_fields.h"
 
 namespace snapmla {
 namespace {

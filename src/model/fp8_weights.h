@@ -17,10 +17,11 @@
 
 #include "core/plain_ops.h"
 #include "model/config.h"
-#include "model/json_fields.h"
 #include "model/safetensors.h"
 
 namespace snapmla {
+
+class JsonFields;
 
 /// The blocks that quantization_config names; none where there is no such field. Throws kUnsupported for every
 /// other quantization, kCorruptFile for absurd blocks.

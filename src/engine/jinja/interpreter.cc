@@ -1,6 +1,7 @@
 #include "engine/jinja/interpreter.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "engine/jinja/builtins.h"

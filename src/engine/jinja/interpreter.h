@@ -1,7 +1,7 @@
 // Runs a template's tree over its variables and collects what it prints.
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "engine/jinja/syntax.h"
