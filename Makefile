@@ -11,7 +11,7 @@ TORCH_OLDEST ?= 2.10.0
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps check-deps python-deps build demo test test-slow test-python test-python-oldest wheel wheel-manylinux asan tsan fuzz-deps fuzz cuda bench format check-format tidy results study install clean
+.PHONY: help deps check-deps python-deps python-env build demo test test-slow test-python test-python-oldest wheel wheel-manylinux asan tsan fuzz-deps fuzz cuda bench format check-format tidy results study install clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -56,6 +56,8 @@ $(VENVS)/torch-%/ready: | python-deps
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/pip install -q --disable-pip-version-check torch==$* numpy pytest scikit-build-core
 	@touch $@
+
+python-env: $(VENV)/ready ## make the virtual environment with torch that the targets below use
 
 wheel: $(VENV)/ready ## build the Python package (torch ops) into build/python/dist
 	@rm -f build/python/dist/*.whl
