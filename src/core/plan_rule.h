@@ -32,7 +32,7 @@ namespace snapmla {
 inline constexpr int kPairTokens = 2 * kPageTokens;
 /// A change of item: 5 to 7 us on an H100, and a pair takes 2.2 us (docs/decode-kernel.md).
 inline constexpr int kItemPairs = 3;
-/// A cut: partials written and read back on each side, and a merge, 4 us.
+/// A cut: partials written and read back on each side, and a merge, 4 us when this was fitted and 3 since.
 inline constexpr int kSlackPairs = 2;
 /// A crowd: with short items 132 workers of one SM each took 3 to 5 pairs longer than 66, and 66 of two SMs 2 pairs
 /// longer than 33 (more partials to merge, pages and results that queue, no SM left where the next kernel could get

@@ -29,7 +29,7 @@ namespace {
 using namespace merging;
 
 /// Blocks of a grid: three for each of 132 SMs, which has shared memory for two at a time. Four with half of it each took
-/// 1 x 32K x 128 from 21.4 to 23.4 us.
+/// 1 x 32K x 128 from 21.4 to 23.4 us (bench/results/merge-variants-h100.csv).
 constexpr int kBlocksOfSm = 3;
 constexpr std::int64_t kMaxBlocks = kBlocksOfSm * 132;
 constexpr int kChunk = 1024;  ///< requests that a grid's row of blocks can share

@@ -106,7 +106,7 @@ TEST_F(CudaCombine, EqualsTheReferenceWithinFp32) {
   }
 }
 
-// One request alone takes the wide kernel, five of them the narrow one.
+// Few partials and many, alone and among requests that have the one or the other.
 TEST_F(CudaCombine, GivesTheSameBitsInAnyBatch) {
   for (const int count : {1, 2, 8, 12, 13, 16, 24, 66, 132, 140}) {
     constexpr std::int64_t kRows = 64;

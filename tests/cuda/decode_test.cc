@@ -146,7 +146,7 @@ TEST_F(CudaDecode, RepeatsBitForBit) {
   }
 }
 
-// A large batch is merged by whole rows, a small one by half rows; 700 tokens are few partials and 2,000 many.
+// FP8: a large batch is merged by whole rows, a small one by half rows. 700 tokens are few partials and 2,000 many.
 TEST_F(CudaDecode, FixedSplitsDoNotDependOnTheRestOfTheBatch) {
   struct Case {
     int seq_len;

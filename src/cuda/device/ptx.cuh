@@ -201,11 +201,6 @@ __device__ __forceinline__ void wait_copies_but() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-/// Waits for all of this thread's copy_async_16; what they brought is then there for this thread.
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
 // --- Ordinary shared memory by its 32-bit address ("ld", "st") ---
 
 template <class T>
